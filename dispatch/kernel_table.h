@@ -1,0 +1,24 @@
+// What a target offers: one const table each, filled by lib/kernels/table.cc in every HWY_NAMESPACE.
+#ifndef FOVEA_DISPATCH_KERNEL_TABLE_H_
+#define FOVEA_DISPATCH_KERNEL_TABLE_H_
+
+#include <stdint.h>
+
+namespace fovea {
+
+struct AttentionTask;
+struct KernelScratch;
+
+struct KernelTable {
+  int32_t (*vector_lanes)();  // f32 lanes, known at run time only on SVE. Call it, and all below, only where the target runs
+  int32_t tile_keys;          // keys of the prefill register tile, G of lib/NUMERICS.md
+  void (*prefill_f32)(const AttentionTask&, const KernelScratch&);
+  void (*decode_f32)(const AttentionTask&, const KernelScratch&);
+  void (*scores_f32)(const AttentionTask&, const KernelScratch&);
+  int64_t (*live_pairs)(const AttentionTask&, const KernelScratch&, bool padded);
+  void (*weighted_sum_f32)(const float* const* rows, const float* weights, int64_t n, int64_t dim, float* out);
+};
+
+}  // namespace fovea
+
+#endif  // FOVEA_DISPATCH_KERNEL_TABLE_H_

@@ -1,0 +1,336 @@
+/* fovea: softmax(scale * Q K^T + bias, masked) V on CPUs, many heads at once. The whole public C ABI; C99.
+ *
+ * What is computed, for batch entry (sequence) b, query head h, query row i, key j (both counted within the sequence):
+ *
+ *   S[i][j]  = scale * dot(Q[i], K[j])                                   scale defaults to 1/sqrt(head_dim)   (RAW)
+ *   S[i][j]  = cap * tanh(S[i][j] / cap)                                 if logits_soft_cap > 0       (SOFT_CAPPED)
+ *   S[i][j] += bias[i][j] - alibi_slopes[h] * |j - pos(i)|               a finite bias keeps S >= -FLT_MAX
+ *   S[i][j]  = -inf   where the mask, a bias of -inf, causality, the window or a length forbids j          (BIASED)
+ *   P[i][j]  = exp(S[i][j] - LSE[i])                                                                (PROBABILITIES)
+ *   O[i]     = sum_j P[i][j] V[j]
+ *   LSE[i]   = log(sum_j exp(S[i][j]) + exp(sinks[h]))                   natural logarithm; the sink only where given
+ *
+ *   pos(i) = i + q_offset (or q_offsets[b])  [+ kv_len_b - q_len_b with FOVEA_Q_ALIGN_BOTTOM_RIGHT]
+ *   causal: j <= pos(i).   window: pos(i) - window_left <= j <= pos(i) + window_right, -1 leaves a side open.
+ *   Query head h reads kv head h / (num_q_heads / num_kv_heads).
+ *
+ * A row with no permitted key has O = 0 and LSE = -inf (LSE = sink where a sink is given). A key or value that is not
+ * permitted is never an operand: NaN or Inf there reaches nothing. lib/NUMERICS.md has the whole contract and its tests.
+ *
+ * Sources: online softmax, Milakov & Gimelshein 2018 (alg. 3); tiling and LSE, Dao 2023, "FlashAttention-2" (alg. 1);
+ * ALiBi, Press et al. 2022 (sec. 3); soft cap, Gemma 2 report 2024 (sec. 2); attention sinks, gpt-oss 2025.
+ *
+ * Threading: every function may be called from any number of threads at once; calls share nothing but the chosen
+ * target and the default exec. No function throws, prints, aborts or keeps a pointer after it has returned
+ * (fovea_set_default_exec excepted). Results have the same bits for any number of threads, any executor, any
+ * batch composition and any strides.
+ *
+ * Every struct begins with struct_size and has an init function that sets it and the defaults: call it first. Structs grow
+ * only at their end; a field added later means "as before" when it is 0. Fields marked RESERVED are part of the layout but
+ * not of this version: anything but their default is FOVEA_ERR_UNSUPPORTED, by name. */
+#ifndef FOVEA_FOVEA_H_
+#define FOVEA_FOVEA_H_
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "fovea/export.h"
+#include "fovea/version.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- Status ------------------------------------------------------------------------------------------------------- */
+
+typedef int32_t fovea_status;
+enum {
+  FOVEA_OK = 0,
+  FOVEA_ERR_INVALID_ARGUMENT = 1,    /* a field has a value that no version would take; nothing was written */
+  FOVEA_ERR_UNSUPPORTED = 2,         /* a meaningful value that this version does not do; nothing was written */
+  FOVEA_ERR_TARGET_UNAVAILABLE = 3,  /* the named instruction set is unknown, not compiled in, or not on this CPU */
+  FOVEA_ERR_OUT_OF_MEMORY = 4,       /* the library's own workspace could not be had; nothing was written */
+  FOVEA_ERR_WORKSPACE_TOO_SMALL = 5  /* the caller's workspace is below fovea_attention_workspace_size() */
+};
+
+/* The status as text, such as "FOVEA_ERR_UNSUPPORTED"; "unknown fovea_status" for other numbers. Never NULL. */
+FOVEA_API const char* fovea_status_str(fovea_status status);
+
+/* What the last failing call of this thread found: the field, its value, and what was wanted. Never NULL, "" before the
+ * first failure; not cleared by success. Valid until this thread's next fovea call that fails. */
+FOVEA_API const char* fovea_last_error(void);
+
+/* FOVEA_VERSION of the library at run time, and its text "major.minor.patch". */
+FOVEA_API int32_t fovea_version(void);
+FOVEA_API const char* fovea_version_str(void);
+
+/* ---- Tensors ------------------------------------------------------------------------------------------------------ */
+
+typedef int32_t fovea_dtype;
+enum {
+  FOVEA_DTYPE_NONE = 0, /* an absent optional tensor */
+  FOVEA_F32 = 1,
+  FOVEA_BF16 = 2,    /* RESERVED */
+  FOVEA_F16 = 3,     /* RESERVED */
+  FOVEA_U8 = 4,      /* boolean mask */
+  FOVEA_F64 = 5,     /* RESERVED */
+  FOVEA_I8 = 6,      /* RESERVED */
+  FOVEA_F8E4M3 = 7,  /* RESERVED */
+  FOVEA_F8E5M2 = 8,  /* RESERVED */
+  FOVEA_Q8_0 = 9     /* RESERVED */
+};
+FOVEA_API const char* fovea_dtype_str(fovea_dtype dtype); /* "F32"; "unknown fovea_dtype" for other numbers */
+
+/* A strided view of the caller's memory; 64 bytes for ever. Element (b, h, i, c) lies at
+ * data + b * stride_batch + h * stride_head + i * stride_row + c * stride_col, strides in elements. Stride 0 broadcasts an
+ * input. Strides may be negative. data needs its element's alignment only, and may be NULL where an extent is 0. */
+typedef struct fovea_tensor {
+  void* data;
+  fovea_dtype dtype;
+  int32_t reserved; /* 0 */
+  int64_t stride_batch;
+  int64_t stride_head;
+  int64_t stride_row;
+  int64_t stride_col; /* read for mask, bias and scores; elsewhere columns are contiguous: 0 or 1 */
+  int64_t reserved1;  /* 0 */
+  int64_t reserved2;  /* 0 */
+} fovea_tensor;
+
+/* Contiguous layouts; const is cast away, inputs are never written.
+ * bhsd: [batch][heads][rows][cols]. bshd: [batch][rows][heads][cols]. bhs: [batch][heads][rows], for lse.
+ * In a packed tensor (cu_seqlens) the row counts through the whole buffer and stride_batch is not read. */
+FOVEA_API fovea_tensor fovea_tensor_bhsd(const void* data, fovea_dtype dtype, int64_t heads, int64_t rows, int64_t cols);
+FOVEA_API fovea_tensor fovea_tensor_bshd(const void* data, fovea_dtype dtype, int64_t heads, int64_t rows, int64_t cols);
+FOVEA_API fovea_tensor fovea_tensor_bhs(const void* data, fovea_dtype dtype, int64_t heads, int64_t rows);
+
+/* ---- Attention ---------------------------------------------------------------------------------------------------- */
+
+typedef int32_t fovea_q_align;
+enum {
+  FOVEA_Q_ALIGN_TOP_LEFT = 0,    /* query 0 stands at key 0 */
+  FOVEA_Q_ALIGN_BOTTOM_RIGHT = 1 /* the last query stands at the last key: decoding, chunked prefill */
+};
+FOVEA_API const char* fovea_q_align_str(fovea_q_align align);
+
+typedef int32_t fovea_mask_align;
+enum {
+  FOVEA_MASK_ALIGN_LEFT = 0, /* column c is key c; keys at and past mask_kv_len are forbidden */
+  FOVEA_MASK_ALIGN_RIGHT = 1 /* the last column is the sequence's last key; earlier keys are permitted, bias 0 */
+};
+FOVEA_API const char* fovea_mask_align_str(fovea_mask_align align);
+
+typedef int32_t fovea_scores_stage;
+enum {
+  FOVEA_SCORES_NONE = 0,
+  FOVEA_SCORES_RAW = 1,           /* scale * Q K^T, every key of the sequence, permitted or not */
+  FOVEA_SCORES_SOFT_CAPPED = 2,   /* after the soft cap (as RAW without one), every key, permitted or not */
+  FOVEA_SCORES_BIASED = 3,        /* after bias and ALiBi; -inf where forbidden */
+  FOVEA_SCORES_PROBABILITIES = 4  /* the weights; 0 where forbidden */
+};
+FOVEA_API const char* fovea_scores_stage_str(fovea_scores_stage stage);
+
+typedef struct fovea_attention_params {
+  uint64_t struct_size; /* set by fovea_attention_params_init */
+
+  /* Extents. Any positive number, lengths may be 0; lengths at most 2^30 - 1. num_kv_heads divides num_q_heads.
+   * Padded: q_len and kv_len are the rows that the tensors hold per sequence. On a packed side (cu_seqlens) they are only an
+   * upper bound for each sequence's length and may be 0 (not checked); scores need kv_len as their column count. */
+  int64_t batch;
+  int64_t num_q_heads;
+  int64_t num_kv_heads;
+  int64_t q_len;
+  int64_t kv_len;
+  int64_t head_dim;   /* columns of q and k */
+  int64_t v_head_dim; /* columns of v and out; 0 means head_dim */
+
+  /* Inputs and outputs. Inputs may overlap one another. An output overlaps nothing, itself included (no stride 0 where its
+   * extent is over 1): FOVEA_ERR_INVALID_ARGUMENT. Rows past a sequence's q_len are not written. */
+  fovea_tensor q;      /* [batch][num_q_heads][q_len][head_dim] */
+  fovea_tensor k;      /* [batch][num_kv_heads][kv_len][head_dim] */
+  fovea_tensor v;      /* [batch][num_kv_heads][kv_len][v_head_dim] */
+  fovea_tensor out;    /* [batch][num_q_heads][q_len][v_head_dim] */
+  fovea_tensor lse;    /* optional output, F32 [batch][num_q_heads][q_len] */
+  fovea_tensor scores; /* optional output, F32 [batch][num_q_heads][q_len][kv_len], see scores_stage; columns past a
+                          sequence's own kv_len hold -inf, or 0 for PROBABILITIES */
+  fovea_tensor mask;   /* optional, U8 [batch][num_q_heads][q_len][mask_kv_len], non-zero = may attend */
+  fovea_tensor bias;   /* optional, F32, as mask; added to S. -inf forbids; +inf makes its row NaN */
+
+  int32_t scores_stage; /* fovea_scores_stage; not NONE exactly if scores is given */
+  float scale;          /* sm_scale; NaN (the default) means 1/sqrt(head_dim). Finite */
+  float logits_soft_cap; /* 0 = none; else positive and finite */
+  int32_t causal;       /* 0 or 1 */
+  int32_t q_align;      /* fovea_q_align */
+  int32_t mask_align;   /* fovea_mask_align, for mask and bias */
+  int64_t q_offset;     /* added to every pos(i), may be negative; |q_offset| < 2^30 */
+  const int32_t* q_offsets; /* optional [batch], instead of q_offset (which must be 0 then) */
+  int64_t window_left;  /* -1 = open. A "sliding window of W" of other libraries is window_left = W - 1 */
+  int64_t window_right; /* -1 = open */
+
+  /* Columns that mask and bias have: 0 means kv_len (each sequence's own kv_len on a packed side). May be less or more than kv_len. */
+  int64_t mask_kv_len;
+  /* Optional [batch]: the row of mask and bias at which sequence b begins; element (b, h, i, c) of them lies in row
+   * mask_offsets[b] + i of batch entry b. NULL = 0. With packed queries and stride_batch = 0, pass cu_seqlens_q. Not negative. */
+  const int32_t* mask_offsets;
+
+  const float* alibi_slopes;   /* optional [batch][num_q_heads], finite values */
+  int64_t alibi_stride_batch;  /* elements between batch entries; 0 shares one row of slopes */
+  const float* sinks;          /* optional [num_q_heads]: a logit that takes part in the softmax and has no value */
+
+  /* Lengths, int32. On each side at most one of lens (padded) and cu_seqlens (packed). Values: 0 <= len <= the side's
+   * length; cu_seqlens[0] = 0, non-decreasing, cu_seqlens[batch] <= total. */
+  const int32_t* q_lens;        /* optional [batch] */
+  const int32_t* kv_lens;       /* optional [batch] */
+  const int32_t* cu_seqlens_q;  /* optional [batch + 1]: sequence b has rows cu_seqlens_q[b] .. cu_seqlens_q[b + 1] - 1 of q,
+                                   out, lse and scores, whose stride_batch is not read */
+  const int32_t* cu_seqlens_kv; /* optional [batch + 1], for k and v */
+  int64_t total_q;              /* rows of the packed q, out, lse, scores; 0 without cu_seqlens_q */
+  int64_t total_kv;             /* rows of the packed k, v; 0 without cu_seqlens_kv */
+
+  /* RESERVED: a paged cache. stride_batch of k and v is the distance between pages then. */
+  const int32_t* block_table; /* [batch][block_table_stride] page numbers */
+  int64_t block_table_stride;
+  int64_t num_pages;
+  int64_t page_size;
+
+  /* RESERVED: positions that replace pos(i) and j in causality, window and ALiBi. */
+  const int32_t* q_positions;  /* [batch][q_positions_stride] */
+  const int32_t* kv_positions; /* [batch][kv_positions_stride]; negative = forbidden */
+  int64_t q_positions_stride;
+  int64_t kv_positions_stride;
+
+  /* RESERVED: scales of an int8 cache, F32. */
+  fovea_tensor k_scale;         /* [batch][num_kv_heads][kv_len] */
+  fovea_tensor v_scale;         /* [batch][num_kv_heads][kv_len] */
+  fovea_tensor k_channel_scale; /* [batch][num_kv_heads][1][head_dim] */
+
+  /* RESERVED: dropout. */
+  float dropout_p;
+  int32_t reserved; /* 0 */
+  uint64_t dropout_seed;
+  uint64_t dropout_offset;
+} fovea_attention_params;
+
+/* Zeroes size bytes, sets struct_size and the defaults: scale NaN, window_left and window_right -1. size is
+ * sizeof(fovea_attention_params) in the caller's header. NULL or a size below 8 is FOVEA_ERR_INVALID_ARGUMENT. */
+FOVEA_API fovea_status fovea_attention_params_init(fovea_attention_params* params, size_t size);
+
+/* ---- Execution ---------------------------------------------------------------------------------------------------- */
+
+enum {
+  /* A row's bits do not depend on q_len either (a chunked prefill equals a whole one, a decode step equals the row of a
+   * prefill). Without it calls of few rows take a faster path that rounds differently. */
+  FOVEA_BATCH_INVARIANT = 1
+};
+
+/* Calls task(arg, i) once for each i in [0, n), on any threads, in any order, and returns when all have returned. Tasks
+ * never wait for one another, so running them serially is legal. */
+typedef void (*fovea_parallel_for)(void* ctx, int64_t n, void (*task)(void* arg, int64_t i), void* arg);
+
+typedef struct fovea_exec {
+  uint64_t struct_size;
+  int32_t num_threads; /* 0 = all that OpenMP would use (for a caller's parallel_for: all CPUs); at most 65536 */
+  uint32_t flags;      /* FOVEA_BATCH_INVARIANT or 0 */
+  fovea_parallel_for parallel_for; /* NULL = OpenMP (or serial where built without, and in a forked child) */
+  void* parallel_for_ctx;
+  void* workspace;        /* NULL = the library takes memory for the call and frees it. Any alignment */
+  size_t workspace_bytes; /* at least fovea_attention_workspace_size(); nothing is allocated then */
+  char* error_text;       /* optional: the text of fovea_last_error() for this call, zero-terminated, cut to the capacity;
+                             "" on success */
+  size_t error_capacity;
+} fovea_exec;
+
+FOVEA_API fovea_status fovea_exec_init(fovea_exec* exec, size_t size); /* as fovea_attention_params_init */
+
+/* The exec that calls with exec == NULL use; NULL restores OpenMP on all cores. The struct is copied, what it points to is
+ * not; its workspace and error_text must be NULL, since calls from several threads would share them. */
+FOVEA_API fovea_status fovea_set_default_exec(const fovea_exec* exec);
+
+/* Bytes of workspace that fovea_attention_forward and fovea_attention_plan need for these shapes, threads and flags. It does
+ * not read data. Monotone in every length and in batch, and does not grow with kv_len: ask once for the largest shapes. */
+FOVEA_API fovea_status fovea_attention_workspace_size(const fovea_attention_params* params, const fovea_exec* exec,
+                                                      size_t* bytes);
+
+/* Attention as above. Every argument is checked before anything is written. Inside a caller's OpenMP parallel region it runs on
+ * the calling thread. */
+FOVEA_API fovea_status fovea_attention_forward(const fovea_attention_params* params, const fovea_exec* exec);
+
+/* ---- Plan and run, for engines that stand in threads of their own ------------------------------------------------- */
+
+typedef struct fovea_plan fovea_plan;
+
+/* Checks params and writes a plan into mem (fovea_attention_workspace_size() bytes, any alignment). *plan points into mem. It
+ * serves any params of the same shapes, strides, options and lengths with other data pointers, such as all layers of a
+ * model; the target is fixed here. It holds the scratch of exec->num_threads workers: one run of it at a time. */
+FOVEA_API fovea_status fovea_attention_plan(const fovea_attention_params* params, const fovea_exec* exec, void* mem,
+                                            size_t bytes, const fovea_plan** plan);
+/* Phases run one after another; the tasks of a phase are independent. */
+FOVEA_API int32_t fovea_plan_phases(const fovea_plan* plan);
+FOVEA_API int64_t fovea_plan_tasks(const fovea_plan* plan, int32_t phase);
+FOVEA_API int32_t fovea_plan_workers(const fovea_plan* plan);
+/* Runs tasks [begin, end) of a phase on the calling thread. worker in [0, fovea_plan_workers()): its scratch, used by one
+ * thread at a time. All tasks of a phase must have returned before the next phase begins. */
+FOVEA_API fovea_status fovea_attention_run_tasks(const fovea_plan* plan, const fovea_attention_params* params,
+                                                 int32_t phase, int64_t begin, int64_t end, int32_t worker);
+
+/* ---- What would run ----------------------------------------------------------------------------------------------- */
+
+typedef struct fovea_attention_info {
+  uint64_t struct_size;
+  char target[32];          /* "AVX2" */
+  char kernels[160];        /* "prefill_f32_4x24 decode_f32 merge scores": kernels that would run, with tile keys x lanes */
+  char conversions[64];     /* "none", or the tensors that are converted block-wise */
+  int32_t num_threads;
+  int32_t phases;
+  int64_t tasks;            /* of all phases */
+  uint64_t workspace_bytes;
+  double flop;              /* useful: 2 (head_dim + v_head_dim) per (query, key) pair that lengths, causality and window permit */
+  double flop_executed;     /* of all lanes of all blocks that run, after skipping what is dead, mask and bias read for it.
+                               Scores out adds its own pass over Q K^T */
+  double bytes;             /* of q, k, v, out, read or written once */
+} fovea_attention_info;
+
+FOVEA_API fovea_status fovea_attention_info_init(fovea_attention_info* info, size_t size);
+/* Checks params as fovea_attention_forward does (data pointers included), and fills info; reads mask and bias, not q, k, v. */
+FOVEA_API fovea_status fovea_attention_describe(const fovea_attention_params* params, const fovea_exec* exec,
+                                                fovea_attention_info* info);
+
+/* ---- Merge -------------------------------------------------------------------------------------------------------- */
+
+/* Joins n partial results over disjoint sets of keys (threads, devices, hosts), in their order:
+ *   lse = log(sum_p exp(lses[p])),  out = sum_p exp(lses[p] - lse) outs[p]
+ * outs[p], out: F32 [batch][num_heads][rows][v_head_dim]; lses[p], lse: F32 [batch][num_heads][rows]; lse may be NULL. A part with
+ * LSE = -inf is not an operand; all parts so: out = 0, lse = -inf. out may be outs[0] and lse lses[0], exactly; other overlap
+ * of outputs is an error. Give sinks to exactly one part. NaN reaches its own row only.
+ * Source: Dao et al. 2023, "Flash-Decoding"; Ye et al. 2025, "FlashInfer", sec. 2.2. */
+FOVEA_API fovea_status fovea_attention_merge(int32_t n, const fovea_tensor* outs, const fovea_tensor* lses, int64_t batch,
+                                             int64_t num_heads, int64_t rows, int64_t v_head_dim, const fovea_tensor* out,
+                                             const fovea_tensor* lse, const fovea_exec* exec);
+
+/* ---- Targets (instruction sets) ----------------------------------------------------------------------------------- */
+
+typedef struct fovea_target_info {
+  uint64_t struct_size;
+  char name[32];          /* "AVX2" */
+  int32_t runnable;       /* 1 if this CPU and OS can run it */
+  int32_t vector_bytes;   /* 0 where not runnable */
+  int32_t tile_keys;      /* keys of the prefill register tile (G of lib/NUMERICS.md) */
+  int32_t tile_lanes;     /* query lanes of the largest prefill register tile; 0 where not runnable */
+} fovea_target_info;
+
+FOVEA_API fovea_status fovea_target_info_init(fovea_target_info* info, size_t size);
+/* Targets compiled into the library, best first: index 0 .. fovea_target_count() - 1. */
+FOVEA_API int32_t fovea_target_count(void);
+FOVEA_API fovea_status fovea_get_target_info(int32_t index, fovea_target_info* info);
+
+/* The target that calls use: the one set, else the environment's FOVEA_TARGET, else the best that this CPU runs. *name lives as
+ * long as the library. FOVEA_ERR_TARGET_UNAVAILABLE where FOVEA_TARGET names one that cannot run; computing calls
+ * then fail alike. why (optional) gets "set", "FOVEA_TARGET" or "best". */
+FOVEA_API fovea_status fovea_get_target(const char** name, const char** why);
+/* Chooses a target for all later calls of the process; NULL returns to the default choice. An unknown name, or one that
+ * cannot run, is FOVEA_ERR_TARGET_UNAVAILABLE and changes nothing. */
+FOVEA_API fovea_status fovea_set_target(const char* name);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* FOVEA_FOVEA_H_ */

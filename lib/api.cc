@@ -1,0 +1,255 @@
+// The extern "C" functions of attention: validate, plan, pick the table, run.
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <mutex>
+
+#include "lib/error.h"
+#include "lib/parallel_for.h"
+#include "lib/plan.h"
+#include "lib/run.h"
+#include "lib/validate.h"
+
+namespace fovea {
+
+std::atomic<bool> forked_child{false};
+
+namespace {
+
+// OpenMP's worker threads do not survive fork, whoever started them.
+__attribute__((constructor)) void RegisterForkHandler() {
+  pthread_atfork(nullptr, nullptr, [] { forked_child.store(true, std::memory_order_relaxed); });
+}
+
+std::mutex default_exec_mutex;
+fovea_exec default_exec_value = {sizeof(fovea_exec), 0, 0, nullptr, nullptr, nullptr, 0, nullptr, 0};
+
+fovea_exec DefaultExec() {
+  const std::lock_guard<std::mutex> lock(default_exec_mutex);
+  return default_exec_value;
+}
+
+fovea_status ResolveExec(const fovea_exec* user, fovea_exec* e) {
+  if (user) return CheckExec(user, *user, e);
+  *e = DefaultExec();
+  return FOVEA_OK;
+}
+
+// Copies the thread's error text to the caller's buffer as well.
+fovea_status Report(const fovea_exec* user, fovea_status status) {
+  if (user && user->struct_size >= sizeof(fovea_exec) && user->error_text && user->error_capacity > 0) {
+    snprintf(user->error_text, user->error_capacity, "%s", status == FOVEA_OK ? "" : LastError());
+  }
+  return status;
+}
+
+struct Call {
+  fovea_attention_params p;
+  fovea_exec e;
+  const Target* target;
+  int32_t workers;
+};
+
+fovea_status CheckCall(const fovea_attention_params* params, const fovea_exec* exec, CheckData data, Call* call) {
+  fovea_status status = ResolveExec(exec, &call->e);
+  if (status == FOVEA_OK) status = CheckParams(params, data, &call->p);
+  if (status != FOVEA_OK) return status;
+  call->target = ChosenTarget();
+  if (!call->target) return FOVEA_ERR_TARGET_UNAVAILABLE;
+  call->workers = NumWorkers(call->e);
+  return FOVEA_OK;
+}
+
+fovea_status Forward(const fovea_attention_params* params, const fovea_exec* exec) {
+  Call call;
+  fovea_status status = CheckCall(params, exec, CheckData::kYes, &call);
+  if (status != FOVEA_OK) return status;
+  void* memory = call.e.workspace;
+  size_t bytes = call.e.workspace_bytes;
+  if (!memory) {
+    status = WorkspaceBytes(call.p, call.e.flags, *call.target, call.workers, &bytes);
+    if (status != FOVEA_OK) return status;
+    memory = malloc(bytes);
+    if (!memory) return Fail(FOVEA_ERR_OUT_OF_MEMORY, "workspace: %zu bytes could not be allocated", bytes);
+  }
+  fovea_plan* plan;
+  status = BuildPlan(call.p, call.e.flags, *call.target, call.workers, memory, bytes, &plan);
+  if (status == FOVEA_OK) RunPlan(*plan, call.p, call.e);
+  if (!call.e.workspace) free(memory);
+  return status;
+}
+
+fovea_status Describe(const fovea_attention_params* params, const fovea_exec* exec, fovea_attention_info* info) {
+  if (!info || info->struct_size < sizeof(fovea_attention_info)) {
+    return Fail(FOVEA_ERR_INVALID_ARGUMENT, "info: call fovea_attention_info_init first");
+  }
+  Call call;
+  fovea_status status = CheckCall(params, exec, CheckData::kYes, &call);
+  if (status != FOVEA_OK) return status;
+  const fovea_attention_params& p = call.p;
+  size_t bytes;
+  status = WorkspaceBytes(p, call.e.flags, *call.target, call.workers, &bytes);
+  if (status != FOVEA_OK) return status;
+  void* memory = malloc(bytes);
+  if (!memory) return Fail(FOVEA_ERR_OUT_OF_MEMORY, "describe: %zu bytes could not be allocated", bytes);
+  fovea_plan* plan;
+  status = BuildPlan(p, call.e.flags, *call.target, call.workers, memory, bytes, &plan);
+  if (status != FOVEA_OK) {
+    free(memory);
+    return status;
+  }
+  const KernelTable& table = *call.target->table;
+  const KernelScratch scratch = WorkerScratch(*plan, 0);
+  bool prefill = false, decode = false;
+  double pairs = 0.0, scores_pairs = 0.0;
+  for (int64_t n = 0; n < plan->num_tasks[0]; ++n) {
+    AttentionTask t;
+    FillTask(*plan, p, plan->tasks[0][n], &t);
+    const bool is_decode = IsDecode(*plan, t);
+    (is_decode ? decode : prefill) = true;
+    pairs += static_cast<double>(table.live_pairs(t, scratch, !is_decode));
+  }
+  const int32_t lanes = table.vector_lanes();
+  for (int64_t n = 0; n < plan->num_tasks[2]; ++n) {
+    scores_pairs += static_cast<double>(lanes * kTileVecs) * plan->tasks[2][n].kv_end;
+  }
+  snprintf(info->target, sizeof info->target, "%s", call.target->name);
+  char tile[48] = "";
+  if (prefill) snprintf(tile, sizeof tile, "prefill_f32_%dx%d", table.tile_keys, lanes * kTileVecs);
+  snprintf(info->kernels, sizeof info->kernels, "%s%s%s%s%s", tile, prefill && decode ? " " : "", decode ? "decode_f32" : "",
+           plan->num_tasks[1] ? " merge_f32" : "", plan->num_tasks[2] ? " scores_f32" : "");
+  snprintf(info->conversions, sizeof info->conversions, "none");
+  info->num_threads = call.workers;
+  info->phases = plan->num_phases;
+  info->tasks = plan->num_tasks[0] + plan->num_tasks[1] + plan->num_tasks[2];
+  info->workspace_bytes = bytes;
+  const double d = static_cast<double>(p.head_dim), dv = static_cast<double>(p.v_head_dim);
+  info->flop = 2.0 * (d + dv) * UsefulPairs(p);
+  info->flop_executed = 2.0 * (d + dv) * pairs + 2.0 * d * scores_pairs;
+  double q_rows = 0.0, kv_rows = 0.0;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    q_rows += static_cast<double>(QLen(p, b));
+    kv_rows += static_cast<double>(KvLen(p, b));
+  }
+  info->bytes = 4.0 * (d + dv) * (q_rows * static_cast<double>(p.num_q_heads) + kv_rows * static_cast<double>(p.num_kv_heads));
+  free(memory);
+  return FOVEA_OK;
+}
+
+// Whether params are of the shapes that the plan was made for: everything but pointers.
+fovea_status CheckSamePlan(const fovea_plan& plan, const fovea_attention_params& p) {
+  const fovea_attention_params& q = plan.params;
+  const auto same = [](const fovea_tensor& x, const fovea_tensor& y) {
+    return x.dtype == y.dtype && x.stride_batch == y.stride_batch && x.stride_head == y.stride_head &&
+           x.stride_row == y.stride_row && x.stride_col == y.stride_col;
+  };
+  const char* field = nullptr;
+  if (p.batch != q.batch || p.num_q_heads != q.num_q_heads || p.num_kv_heads != q.num_kv_heads) field = "batch or heads";
+  else if (p.q_len != q.q_len || p.kv_len != q.kv_len || p.total_q != q.total_q || p.total_kv != q.total_kv) field = "q_len or kv_len";
+  else if (p.head_dim != q.head_dim || p.v_head_dim != q.v_head_dim) field = "head_dim or v_head_dim";
+  else if (!same(p.q, q.q) || !same(p.k, q.k) || !same(p.v, q.v) || !same(p.out, q.out)) field = "q, k, v or out";
+  else if (!same(p.lse, q.lse) || !same(p.scores, q.scores) || p.scores_stage != q.scores_stage) field = "lse or scores";
+  else if (!same(p.mask, q.mask) || !same(p.bias, q.bias) || p.mask_kv_len != q.mask_kv_len || p.mask_align != q.mask_align)
+    field = "mask or bias";
+  else if (p.causal != q.causal || p.q_align != q.q_align || p.q_offset != q.q_offset || p.window_left != q.window_left ||
+           p.window_right != q.window_right)
+    field = "causal, q_align, q_offset or window";
+  else if (!p.cu_seqlens_q != !q.cu_seqlens_q || !p.cu_seqlens_kv != !q.cu_seqlens_kv || !p.q_lens != !q.q_lens ||
+           !p.kv_lens != !q.kv_lens)
+    field = "lens or cu_seqlens";
+  if (field) return Fail(FOVEA_ERR_INVALID_ARGUMENT, "%s: differs from the params that the plan was made for", field);
+  return FOVEA_OK;
+}
+
+}  // namespace
+}  // namespace fovea
+
+using namespace fovea;
+
+extern "C" {
+
+fovea_status fovea_set_default_exec(const fovea_exec* exec) {
+  fovea_exec e = {sizeof(fovea_exec), 0, 0, nullptr, nullptr, nullptr, 0, nullptr, 0};
+  if (exec) {
+    const fovea_status status = CheckExec(exec, e, &e);
+    if (status != FOVEA_OK) return status;
+    if (e.workspace || e.error_text) {
+      return Fail(FOVEA_ERR_INVALID_ARGUMENT, "exec.workspace and exec.error_text: must be NULL in the default exec, calls would share them");
+    }
+  }
+  const std::lock_guard<std::mutex> lock(default_exec_mutex);
+  default_exec_value = e;
+  return FOVEA_OK;
+}
+
+fovea_status fovea_attention_workspace_size(const fovea_attention_params* params, const fovea_exec* exec, size_t* bytes) {
+  if (!bytes) return Report(exec, Fail(FOVEA_ERR_INVALID_ARGUMENT, "bytes = NULL: must point to a size_t"));
+  Call call;
+  fovea_status status = CheckCall(params, exec, CheckData::kNo, &call);
+  if (status == FOVEA_OK) status = WorkspaceBytes(call.p, call.e.flags, *call.target, call.workers, bytes);
+  return Report(exec, status);
+}
+
+fovea_status fovea_attention_forward(const fovea_attention_params* params, const fovea_exec* exec) {
+  return Report(exec, Forward(params, exec));
+}
+
+fovea_status fovea_attention_plan(const fovea_attention_params* params, const fovea_exec* exec, void* mem, size_t bytes,
+                                  const fovea_plan** plan) {
+  if (!mem || !plan) return Report(exec, Fail(FOVEA_ERR_INVALID_ARGUMENT, "mem and plan: must not be NULL"));
+  Call call;
+  fovea_status status = CheckCall(params, exec, CheckData::kYes, &call);
+  fovea_plan* made = nullptr;
+  if (status == FOVEA_OK) status = BuildPlan(call.p, call.e.flags, *call.target, call.workers, mem, bytes, &made);
+  if (status == FOVEA_OK) *plan = made;
+  return Report(exec, status);
+}
+
+int32_t fovea_plan_phases(const fovea_plan* plan) { return plan ? plan->num_phases : 0; }
+
+int64_t fovea_plan_tasks(const fovea_plan* plan, int32_t phase) {
+  return plan && phase >= 0 && phase < plan->num_phases ? plan->num_tasks[static_cast<int32_t>(plan->phases[phase])] : 0;
+}
+
+int32_t fovea_plan_workers(const fovea_plan* plan) { return plan ? plan->workers : 0; }
+
+fovea_status fovea_attention_run_tasks(const fovea_plan* plan, const fovea_attention_params* params, int32_t phase, int64_t begin,
+                                       int64_t end, int32_t worker) {
+  if (!plan) return Fail(FOVEA_ERR_INVALID_ARGUMENT, "plan = NULL: must come from fovea_attention_plan");
+  if (phase < 0 || phase >= plan->num_phases) {
+    return Fail(FOVEA_ERR_INVALID_ARGUMENT, "phase = %d: must be in [0, %d)", phase, plan->num_phases);
+  }
+  const int64_t n = fovea_plan_tasks(plan, phase);
+  if (begin < 0 || begin > end || end > n) {
+    return Fail(FOVEA_ERR_INVALID_ARGUMENT, "begin = %lld, end = %lld: must be a range of the phase's %lld tasks",
+                static_cast<long long>(begin), static_cast<long long>(end), static_cast<long long>(n));
+  }
+  if (worker < 0 || worker >= plan->workers) {
+    return Fail(FOVEA_ERR_INVALID_ARGUMENT, "worker = %d: must be in [0, %d)", worker, plan->workers);
+  }
+  fovea_attention_params p;
+  fovea_status status = CheckParams(params, CheckData::kYes, &p);
+  if (status == FOVEA_OK) status = CheckSamePlan(*plan, p);
+  if (status == FOVEA_OK) RunTasks(*plan, p, plan->phases[phase], begin, end, worker);
+  return status;
+}
+
+fovea_status fovea_attention_describe(const fovea_attention_params* params, const fovea_exec* exec, fovea_attention_info* info) {
+  return Report(exec, Describe(params, exec, info));
+}
+
+fovea_status fovea_attention_merge(int32_t n, const fovea_tensor* outs, const fovea_tensor* lses, int64_t batch, int64_t num_heads,
+                                   int64_t rows, int64_t v_head_dim, const fovea_tensor* out, const fovea_tensor* lse,
+                                   const fovea_exec* exec) {
+  fovea_exec e;
+  fovea_status status = ResolveExec(exec, &e);
+  if (status == FOVEA_OK) status = CheckMerge(n, outs, lses, batch, num_heads, rows, v_head_dim, out, lse);
+  if (status != FOVEA_OK) return Report(exec, status);
+  const Target* target = ChosenTarget();
+  if (!target) return Report(exec, FOVEA_ERR_TARGET_UNAVAILABLE);
+  RunMerge(*target, n, outs, lses, batch, num_heads, rows, v_head_dim, *out, lse, e);
+  return Report(exec, FOVEA_OK);
+}
+
+}  // extern "C"

@@ -1,0 +1,18 @@
+// The text behind a failing status: one thread-local buffer, fovea_last_error().
+#ifndef FOVEA_LIB_ERROR_H_
+#define FOVEA_LIB_ERROR_H_
+
+#include "fovea/fovea.h"
+
+namespace fovea {
+
+// Formats into the thread's buffer (cut, never overrun; no allocation) and returns status, so that checks read
+// `return Fail(FOVEA_ERR_INVALID_ARGUMENT, "batch = %lld: must be positive", ...)`. Name the field, its value, what was wanted.
+__attribute__((format(printf, 2, 3))) fovea_status Fail(fovea_status status, const char* format, ...);
+
+// Never NULL; "" before the thread's first failure.
+const char* LastError();
+
+}  // namespace fovea
+
+#endif  // FOVEA_LIB_ERROR_H_

@@ -1,0 +1,315 @@
+// Decode: attention of a few query rows (at most kDecodeMaxRows rows x heads of a group) over a range of keys of one kv head. Bound by reading K
+// and V once: all rows take their dot products with a K row while it is in registers, V is walked row by row.
+//
+//   for each block of kBlockKeys keys:
+//     s[row][key] = dot(q[row], K[key])      vectors along head_dim, NQ rows x NK keys in registers
+//     p = 2^(s - m), vectors along keys; the block's maximum moves m lazily (by more than 2^8)
+//     O[row] += p[row][key] V[key]           4 V rows at a time, in key order
+//
+// A long sequence is cut at fixed split points (plan.cc); a part gives O / l and (m, l), joined in order by merge.cc.
+// Numerics: lib/NUMERICS.md. Source: Dao et al. 2023, "Flash-Decoding".
+
+#if defined(FOVEA_LIB_KERNELS_DECODE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef FOVEA_LIB_KERNELS_DECODE_INL_H_
+#undef FOVEA_LIB_KERNELS_DECODE_INL_H_
+#else
+#define FOVEA_LIB_KERNELS_DECODE_INL_H_
+#endif
+
+#include "hwy/highway.h"
+#include "lib/kernels/query_tile-inl.h"
+#include "lib/kernels/score-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace fovea {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Rows taken together: 4 x 4 accumulators + 4 operands + 1 on 32 registers, 2 x 4 + 4 + 1 on 16.
+constexpr size_t kDecodeRows = kTileKeys == 8 ? 4 : 2;
+
+HWY_INLINE size_t PadToVector(size_t n) {
+  const size_t N = hn::Lanes(DF());
+  return (n + N - 1) / N * N;
+}
+
+// The last n < N columns of a row without touching what lies behind it; zeros in the other lanes.
+HWY_INLINE hn::Vec<DF> LoadTail(const float* p, size_t n) {
+  const DF d;
+#if HWY_MEM_OPS_MIGHT_FAULT
+  HWY_ALIGN float buffer[HWY_MAX_BYTES / sizeof(float)] = {};
+  for (size_t i = 0; i < n; ++i) buffer[i] = p[i];
+  return hn::Load(d, buffer);
+#else
+  return hn::MaskedLoad(hn::FirstN(d, n), d, p);
+#endif
+}
+
+template <int NQ, class V>
+HWY_INLINE void DotStep(V k, const float* HWY_RESTRICT q, size_t pitch, V& s0, V& s1, V& s2, V& s3) {
+  const DF d;
+  s0 = hn::MulAdd(k, hn::Load(d, q), s0);
+  if constexpr (NQ > 1) s1 = hn::MulAdd(k, hn::Load(d, q + pitch), s1);
+  if constexpr (NQ > 2) s2 = hn::MulAdd(k, hn::Load(d, q + 2 * pitch), s2);
+  if constexpr (NQ > 3) s3 = hn::MulAdd(k, hn::Load(d, q + 3 * pitch), s3);
+}
+
+// s[row * kBlockKeys + key] for NQ rows of q (padded with zeros to whole vectors, pitch apart) and 4 keys. One accumulator per dot product, so that its
+// bits do not depend on how many are computed together.
+template <int NQ>
+HWY_INLINE void Dot4(const float* const* k, const float* HWY_RESTRICT q, size_t pitch, size_t dim, size_t keys, float* s) {
+  const DF d;
+  using V = hn::Vec<DF>;
+  const size_t N = hn::Lanes(d);
+  const float *k0 = k[0], *k1 = k[keys > 1 ? 1 : 0], *k2 = k[keys > 2 ? 2 : 0], *k3 = k[keys > 3 ? 3 : 0];
+  V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0;
+  V c0 = a0, c1 = a0, c2 = a0, c3 = a0, e0 = a0, e1 = a0, e2 = a0, e3 = a0;
+  size_t i = 0;
+  for (; i + N <= dim; i += N) {
+    DotStep<NQ>(hn::LoadU(d, k0 + i), q + i, pitch, a0, a1, a2, a3);
+    DotStep<NQ>(hn::LoadU(d, k1 + i), q + i, pitch, b0, b1, b2, b3);
+    DotStep<NQ>(hn::LoadU(d, k2 + i), q + i, pitch, c0, c1, c2, c3);
+    DotStep<NQ>(hn::LoadU(d, k3 + i), q + i, pitch, e0, e1, e2, e3);
+  }
+  if (i < dim) {
+    DotStep<NQ>(LoadTail(k0 + i, dim - i), q + i, pitch, a0, a1, a2, a3);
+    DotStep<NQ>(LoadTail(k1 + i, dim - i), q + i, pitch, b0, b1, b2, b3);
+    DotStep<NQ>(LoadTail(k2 + i, dim - i), q + i, pitch, c0, c1, c2, c3);
+    DotStep<NQ>(LoadTail(k3 + i, dim - i), q + i, pitch, e0, e1, e2, e3);
+  }
+  const auto store = [&](float* row, V x0, V x1, V x2, V x3) HWY_ATTR {
+    row[0] = hn::GetLane(hn::SumOfLanes(d, x0));
+    if (keys > 1) row[1] = hn::GetLane(hn::SumOfLanes(d, x1));
+    if (keys > 2) row[2] = hn::GetLane(hn::SumOfLanes(d, x2));
+    if (keys > 3) row[3] = hn::GetLane(hn::SumOfLanes(d, x3));
+  };
+  store(s, a0, b0, c0, e0);
+  if constexpr (NQ > 1) store(s + kBlockKeys, a1, b1, c1, e1);
+  if constexpr (NQ > 2) store(s + 2 * kBlockKeys, a2, b2, c2, e2);
+  if constexpr (NQ > 3) store(s + 3 * kBlockKeys, a3, b3, c3, e3);
+}
+
+template <int NQ>
+HWY_NOINLINE void DotBlock(const float* const* k, const float* q, size_t pitch, size_t dim, size_t keys, float* s) {
+  for (size_t j = 0; j < keys; j += 4) Dot4<NQ>(k + j, q, pitch, dim, HWY_MIN(keys - j, size_t{4}), s + j);
+}
+
+// O[c .. c + N) of one row += p[0 .. 4) * v0 .. v3, in this order.
+template <class V>
+HWY_INLINE void PvStep(V v0, V v1, V v2, V v3, V p0, V p1, V p2, V p3, float* HWY_RESTRICT o) {
+  const DF d;
+  V x = hn::MulAdd(p0, v0, hn::Load(d, o));
+  x = hn::MulAdd(p1, v1, x);
+  x = hn::MulAdd(p2, v2, x);
+  x = hn::MulAdd(p3, v3, x);
+  hn::Store(x, d, o);
+}
+
+// O rows [0, NQ) += P V for 4 keys. p: [row][kBlockKeys]; o: [row][pitch].
+template <int NQ>
+HWY_INLINE void Pv4(const float* const* v, const float* HWY_RESTRICT p, size_t dim, float* HWY_RESTRICT o, size_t pitch) {
+  const DF d;
+  using V = hn::Vec<DF>;
+  const size_t N = hn::Lanes(d);
+  const float *v0 = v[0], *v1 = v[1], *v2 = v[2], *v3 = v[3];
+  const auto weight = [&](size_t row, size_t j) HWY_ATTR { return hn::Set(d, p[(row < NQ ? row : 0) * kBlockKeys + j]); };
+  const V p00 = weight(0, 0), p01 = weight(0, 1), p02 = weight(0, 2), p03 = weight(0, 3);
+  const V p10 = weight(1, 0), p11 = weight(1, 1), p12 = weight(1, 2), p13 = weight(1, 3);
+  const V p20 = weight(2, 0), p21 = weight(2, 1), p22 = weight(2, 2), p23 = weight(2, 3);
+  const V p30 = weight(3, 0), p31 = weight(3, 1), p32 = weight(3, 2), p33 = weight(3, 3);
+  const auto column = [&](V x0, V x1, V x2, V x3, size_t c) HWY_ATTR {
+    PvStep(x0, x1, x2, x3, p00, p01, p02, p03, o + c);
+    if constexpr (NQ > 1) PvStep(x0, x1, x2, x3, p10, p11, p12, p13, o + pitch + c);
+    if constexpr (NQ > 2) PvStep(x0, x1, x2, x3, p20, p21, p22, p23, o + 2 * pitch + c);
+    if constexpr (NQ > 3) PvStep(x0, x1, x2, x3, p30, p31, p32, p33, o + 3 * pitch + c);
+  };
+  size_t c = 0;
+  for (; c + N <= dim; c += N) {
+    column(hn::LoadU(d, v0 + c), hn::LoadU(d, v1 + c), hn::LoadU(d, v2 + c), hn::LoadU(d, v3 + c), c);
+  }
+  if (c < dim) {
+    const size_t n = dim - c;
+    column(LoadTail(v0 + c, n), LoadTail(v1 + c, n), LoadTail(v2 + c, n), LoadTail(v3 + c, n), c);
+  }
+}
+
+// One key, one row: remainders, and the redo of poisoned rows. The same arithmetic as a step of Pv4.
+HWY_INLINE void Pv1(const float* v, float p, size_t dim, float* HWY_RESTRICT o) {
+  const DF d;
+  const size_t N = hn::Lanes(d);
+  const auto w = hn::Set(d, p);
+  size_t c = 0;
+  for (; c + N <= dim; c += N) hn::Store(hn::MulAdd(w, hn::LoadU(d, v + c), hn::Load(d, o + c)), d, o + c);
+  if (c < dim) hn::Store(hn::MulAdd(w, LoadTail(v + c, dim - c), hn::Load(d, o + c)), d, o + c);
+}
+
+template <int NQ>
+HWY_NOINLINE void PvBlock(const float* const* v, const float* p, size_t dim, size_t keys, float* o, size_t pitch) {
+  size_t j = 0;
+  for (; j + 4 <= keys; j += 4) Pv4<NQ>(v + j, p + j, dim, o, pitch);
+  for (; j < keys; ++j) {
+    for (size_t r = 0; r < NQ; ++r) Pv1(v[j], p[r * kBlockKeys + j], dim, o + r * pitch);
+  }
+}
+
+// A row of the task in scratch.
+struct DecodeRow {
+  float *q, *o, *p, *bias;
+  float m, l, slope;
+  int32_t lo, hi, pos;
+};
+
+HWY_INLINE bool RowIsFinite(const float* o, size_t pitch) {
+  const DF d;
+  auto check = hn::Zero(d);
+  for (size_t c = 0; c < pitch; c += hn::Lanes(d)) check = hn::MulAdd(hn::Load(d, o + c), hn::Zero(d), check);
+  return hn::AllTrue(d, hn::Eq(check, check));
+}
+
+// Scores of one row for block kb to P; m, l and O follow. use_bias: row.bias holds the block's mask and bias.
+HWY_NOINLINE void DecodeSoftmax(DecodeRow& row, const ScoreRule& score, int32_t kb, int32_t begin, int32_t end, bool use_bias,
+                                size_t pitch, MaxRule rule) {
+  const DF d;
+  const DI di;
+  using V = hn::Vec<DF>;
+  const size_t N = hn::Lanes(d);
+  const size_t first = static_cast<size_t>(begin - kb) / N * N, last = static_cast<size_t>(end - kb);
+  const V minus_inf = hn::Set(d, kMinusInf);
+  V mx = minus_inf;
+  for (size_t j = first; j < last; j += N) {
+    const auto key = hn::Iota(di, kb + static_cast<int32_t>(j));
+    const V dist = hn::Abs(hn::ConvertTo(d, hn::Sub(key, hn::Set(di, row.pos))));
+    const V bias = use_bias ? hn::Load(d, row.bias + j) : hn::Zero(d);
+    V x = AdjustScore(d, score, hn::Load(d, row.p + j), hn::Set(d, row.slope * score.unit), dist, bias);
+    const auto outside = hn::RebindMask(d, hn::Or(hn::Lt(key, hn::Set(di, row.lo)), hn::Gt(key, hn::Set(di, row.hi))));
+    x = hn::IfThenElse(hn::Or(outside, hn::Eq(bias, minus_inf)), minus_inf, x);
+    hn::Store(x, d, row.p + j);
+    mx = hn::Max(mx, x);
+  }
+  const float top = hn::GetLane(hn::MaxOfLanes(d, mx));
+  if (top > row.m + rule.threshold) {
+    const float to = top + rule.offset;
+    const V alpha = Exp2(d, hn::Set(d, row.m - to));
+    row.l *= hn::GetLane(alpha);
+    row.m = to;
+    for (size_t c = 0; c < pitch; c += N) hn::Store(hn::Mul(hn::Load(d, row.o + c), alpha), d, row.o + c);
+  }
+  V sum = hn::Zero(d);
+  const V m = hn::Set(d, row.m);
+  for (size_t j = first; j < last; j += N) {
+    const V p = Exp2(d, hn::Sub(hn::Load(d, row.p + j), m));
+    hn::Store(p, d, row.p + j);
+    sum = hn::Add(sum, p);
+  }
+  row.l += hn::GetLane(hn::SumOfLanes(d, sum));
+}
+
+// All blocks for n neighbouring rows, of which first_row is the first. redo: one row, whose forbidden keys are skipped in P V.
+HWY_NOINLINE void DecodeRows(const AttentionTask& t, const KernelScratch& s, const ScoreRule& score, DecodeRow* rows, size_t n,
+                             size_t first_row, MaxRule rule, bool redo) {
+  const size_t dim = static_cast<size_t>(t.head_dim), v_dim = static_cast<size_t>(t.v_head_dim);
+  const size_t q_pitch = PadToVector(dim), o_pitch = PadToVector(v_dim);
+  int32_t lo = INT32_MAX, hi = -1;
+  for (size_t r = 0; r < n; ++r) {
+    StartRow(t, (t.lane_begin + static_cast<int64_t>(first_row + r)) % t.group, rule, &rows[r].m, &rows[r].l);
+    memset(rows[r].o, 0, o_pitch * sizeof(float));
+    if (rows[r].lo > rows[r].hi) continue;
+    lo = HWY_MIN(lo, rows[r].lo);
+    hi = HWY_MAX(hi, rows[r].hi);
+  }
+  if (lo > hi) return;
+  for (int32_t kb = lo / kBlockKeys * kBlockKeys; kb <= hi; kb += kBlockKeys) {
+    const int32_t begin = HWY_MAX(kb, lo), end = HWY_MIN(kb + kBlockKeys, hi + 1);
+    Permits sum = {!(t.mask || t.bias), true};
+    if (t.mask || t.bias) {
+      for (size_t r = 0; r < n; ++r) {
+        const int64_t lane = t.lane_begin + static_cast<int64_t>(first_row + r);
+        const Permits p = ScanMask(t, MaskRow(t, lane / t.group, lane % t.group), BiasRow(t, lane / t.group, lane % t.group), begin,
+                                   end);
+        sum.any |= p.any;
+        sum.all &= p.all;
+      }
+    }
+    if (!sum.any) continue;
+    const bool use_bias = t.bias != nullptr || !sum.all;
+    const size_t first = static_cast<size_t>(begin - kb), keys = static_cast<size_t>(end - begin);
+    LoadRows(t, s, kb, begin, end - 1);
+    const float *const *k = s.rows + first, *const *v = s.rows + kBlockKeys + first;
+    size_t r = 0;
+    if constexpr (kDecodeRows == 4) {
+      for (; r + 4 <= n; r += 4) DotBlock<4>(k, rows[r].q, q_pitch, dim, keys, rows[r].p + first);
+    }
+    for (; r + 2 <= n; r += 2) DotBlock<2>(k, rows[r].q, q_pitch, dim, keys, rows[r].p + first);
+    for (; r < n; ++r) DotBlock<1>(k, rows[r].q, q_pitch, dim, keys, rows[r].p + first);
+    for (r = 0; r < n; ++r) {
+      const int64_t lane = t.lane_begin + static_cast<int64_t>(first_row + r);
+      if (use_bias) {
+        LoadBias(t, MaskRow(t, lane / t.group, lane % t.group), BiasRow(t, lane / t.group, lane % t.group), begin, end,
+                 rows[r].bias + first, 1);
+      }
+      DecodeSoftmax(rows[r], score, kb, begin, end, use_bias, o_pitch, rule);
+    }
+    if (redo) {
+      for (size_t j = 0; j < keys; ++j) {
+        const int32_t key = begin + static_cast<int32_t>(j);
+        const bool permitted =
+            key >= rows[0].lo && key <= rows[0].hi && !(use_bias && rows[0].bias[first + j] == kMinusInf);
+        if (permitted) Pv1(v[j], rows[0].p[first + j], v_dim, rows[0].o);
+      }
+      continue;
+    }
+    r = 0;
+    if constexpr (kDecodeRows == 4) {
+      for (; r + 4 <= n; r += 4) PvBlock<4>(v, rows[r].p + first, v_dim, keys, rows[r].o, o_pitch);
+    }
+    for (; r + 2 <= n; r += 2) PvBlock<2>(v, rows[r].p + first, v_dim, keys, rows[r].o, o_pitch);
+    for (; r < n; ++r) PvBlock<1>(v, rows[r].p + first, v_dim, keys, rows[r].o, o_pitch);
+  }
+}
+
+// O / l to the row's place.
+HWY_INLINE void WriteDecodeRow(const AttentionTask& t, const DecodeRow& row, size_t r) {
+  const int64_t lane = t.lane_begin + static_cast<int64_t>(r);
+  float* out = t.part_out ? t.part_out + static_cast<int64_t>(r) * t.v_head_dim
+                          : t.out + (lane % t.group) * t.out_stride_head + (lane / t.group) * t.out_stride_row;
+  const float inv = row.l == 0.0f ? 0.0f : 1.0f / row.l;
+  for (int32_t c = 0; c < t.v_head_dim; ++c) out[c] = row.o[c] * inv + 0.0f;
+}
+
+HWY_NOINLINE void DecodeF32(const AttentionTask& t, const KernelScratch& s) {
+  const size_t dim = static_cast<size_t>(t.head_dim), q_pitch = PadToVector(dim);
+  const size_t o_pitch = PadToVector(static_cast<size_t>(t.v_head_dim)), n = static_cast<size_t>(t.lane_count);
+  const ScoreRule score = MakeScoreRule(t, kLog2E);
+  DecodeRow rows[kDecodeMaxRows];
+  for (size_t r = 0; r < n; ++r) {
+    const int64_t lane = t.lane_begin + static_cast<int64_t>(r), i = lane / t.group, h = lane % t.group;
+    DecodeRow& row = rows[r];
+    row.q = s.qt + r * q_pitch;
+    row.o = s.ot + r * o_pitch;
+    row.p = s.p + r * kBlockKeys;
+    row.bias = s.bias + r * kBlockKeys;
+    row.slope = t.slopes ? t.slopes[h] : 0.0f;
+    row.pos = static_cast<int32_t>(i + t.pos0);
+    RowRange(t, i, &row.lo, &row.hi);
+    const float* q = t.q + h * t.q_stride_head + i * t.q_stride_row;
+    for (size_t c = 0; c < q_pitch; ++c) row.q[c] = c < dim ? q[c] * score.q_factor : 0.0f;
+  }
+  DecodeRows(t, s, score, rows, n, 0, kLazyMax, false);
+  for (size_t r = 0; r < n; ++r) {
+    WriteRowStats(t, t.lane_begin + static_cast<int64_t>(r), rows[r].m, rows[r].l);
+    WriteDecodeRow(t, rows[r], r);
+  }
+  // As in PrefillTiles: first without the values that the row may not attend to, then with P small enough for any sum.
+  for (size_t r = 0; r < n; ++r) {
+    if (RowIsFinite(rows[r].o, o_pitch)) continue;
+    DecodeRows(t, s, score, &rows[r], 1, r, kLazyMax, true);
+    if (!RowIsFinite(rows[r].o, o_pitch)) DecodeRows(t, s, score, &rows[r], 1, r, kOverflowSafeMax, true);
+    WriteDecodeRow(t, rows[r], r);
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace fovea
+HWY_AFTER_NAMESPACE();
+
+#endif  // include guard

@@ -1,0 +1,95 @@
+// What a kernel is handed: plain structs, no std types. This header is compiled for every target, so its one function is static: an inline
+// one could be merged by the linker with a copy compiled for AVX-512.
+#ifndef FOVEA_LIB_KERNELS_KERNEL_PARAMS_H_
+#define FOVEA_LIB_KERNELS_KERNEL_PARAMS_H_
+
+#include <stdint.h>
+
+namespace fovea {
+
+// Keys of one block: scores of a query tile for this many keys stay in L1 between QK^T and PV. Blocks start at multiples of it, on
+// every target, so that it is part of the numerical contract (rescaled P of a block, see lib/NUMERICS.md).
+constexpr int32_t kBlockKeys = 128;
+// Calls of up to this many rows per kv head (q_len * group) take the dot-product kernel.
+constexpr int32_t kDecodeMaxRows = 8;
+// Vectors of query lanes in the largest prefill register tile.
+constexpr int32_t kTileVecs = 3;
+// Tiles of one task at most.
+constexpr int32_t kMaxTiles = 8;
+
+// Scores out, as fovea_scores_stage.
+enum ScoresStage : int32_t { kScoresNone, kScoresRaw, kScoresSoftCapped, kScoresBiased, kScoresProbabilities };
+
+// A worker's scratch, carved by plan.cc. Lanes are padded to whole tiles; every array is aligned to 64 bytes.
+struct KernelScratch {
+  float* qt;          // [tile][head_dim][lanes]     prefill: Q^T, scaled.    decode: [row][head_dim padded]
+  float* ot;          // [tile][v_head_dim][lanes]   prefill: O^T.            decode: [row][v_head_dim]
+  float* p;           // [tile][kBlockKeys][lanes]   prefill: S^T, then P^T.  decode: [row][kBlockKeys]
+  float* m;           // [tile][lanes]               running maximum, log2 units
+  float* l;           // [tile][lanes]               running sum
+  float* bias;        // [kBlockKeys][lanes]         one tile's mask and bias, transposed; -inf = forbidden
+  float* allow;       // [kBlockKeys][lanes]         1 = permitted, for the redo of poisoned tiles
+  float* lane_f;      // [tile][3][lanes]            alibi slope (log2 units), new maximum, poison flag
+  int32_t* lane_i;    // [tile][3][lanes]            first and last permitted key of the lane, and its position
+  const float** rows; // [2][kBlockKeys]             K and V rows of the block
+  float* copy;        // [2][kBlockKeys][row]        contiguous copies of K and V rows that alias in L1, or null
+};
+
+// One task: the lanes [lane_begin, lane_begin + lane_count) of one sequence and kv head over its keys [kv_begin, kv_end). Lane n is query
+// row n / group and head n % group of the kv head's group. Pointers are those of the sequence and the group's first head; strides
+// are in elements.
+struct AttentionTask {
+  const float* q;
+  const float* k;
+  const float* v;
+  float* out;
+  float* lse;           // null: not wanted
+  float* stats;         // [head][row][2] (m, l) for probabilities; null: not wanted
+  float* scores;        // scores kernel only
+  const uint8_t* mask;  // null: none
+  const float* bias;    // null: none
+  const float* slopes;  // [group] ALiBi, or null
+  const float* sinks;   // [group], or null
+  int64_t q_stride_head, q_stride_row;
+  int64_t k_stride_row, v_stride_row;
+  int64_t out_stride_head, out_stride_row;
+  int64_t lse_stride_head, lse_stride_row;
+  int64_t stats_stride_head;
+  int64_t scores_stride_head, scores_stride_row, scores_stride_col;
+  int64_t mask_stride_head, mask_stride_row, mask_stride_col;
+  int64_t bias_stride_head, bias_stride_row, bias_stride_col;
+  int64_t mask_first;  // key of column 0 of mask and bias: 0, or kv_len - mask_kv_len if aligned right
+  int64_t mask_cols;   // their columns
+  int64_t scores_cols; // columns of a row of scores, >= kv_len
+  int64_t window_left, window_right;  // -1 = open
+  int64_t pos0;        // pos(i) = i + pos0
+  int32_t mask_right;  // mask aligned right: keys before column 0 are permitted
+  int32_t causal;
+  int32_t group, q_len, kv_len, head_dim, v_head_dim;
+  int32_t lane_begin, lane_count;
+  int32_t kv_begin, kv_end;
+  int32_t has_sink_here;  // this task's range of keys is the first: it starts from the sink
+  float sm_scale;         // natural
+  float soft_cap;         // natural, 0 = none
+  int32_t scores_stage;
+  // Split over keys: results go here, [lane][v_head_dim] normalised, and [lane][2] (m, l); null: to out and lse.
+  float* part_out;
+  float* part_ml;
+};
+
+// The keys that causality, window, length, mask columns and the task's own range leave to row i: [*lo, *hi], empty if *lo > *hi.
+static inline void RowRange(const AttentionTask& t, int64_t i, int32_t* lo, int32_t* hi) {
+  const int64_t pos = i + t.pos0;
+  int64_t first = t.kv_begin, last = int64_t{t.kv_end} - 1;
+  if (t.causal && last > pos) last = pos;
+  if (t.window_left >= 0 && first < pos - t.window_left) first = pos - t.window_left;
+  if (t.window_right >= 0 && last > pos + t.window_right) last = pos + t.window_right;
+  if ((t.mask || t.bias) && last > t.mask_first + t.mask_cols - 1) last = t.mask_first + t.mask_cols - 1;
+  if (first > last) first = t.kv_begin, last = int64_t{t.kv_begin} - 1;
+  *lo = static_cast<int32_t>(first);
+  *hi = static_cast<int32_t>(last);
+}
+
+}  // namespace fovea
+
+#endif  // FOVEA_LIB_KERNELS_KERNEL_PARAMS_H_

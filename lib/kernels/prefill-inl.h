@@ -1,0 +1,318 @@
+// Prefill: attention of many query rows of one sequence over one kv head; queries lie in SIMD lanes.
+//
+//   for each block of kBlockKeys keys, for each tile of NV vectors of query lanes:
+//     S^T = K Q^T, P^T = 2^(S^T - m) in the tile's epilogue, scores never leave registers before they are P
+//   then, for each tile: O^T += V^T P^T
+//   at exit O^T / l is transposed to rows.
+//
+// Memory: K and V are read where they lie, once per block for all tiles of the task (the second tile finds them in L1 or L2); a tile's
+// P^T block (24 KB at 48 lanes) stays in L1 or L2. Q and O are touched once.
+// Numerics: lib/NUMERICS.md. Source: Dao 2023, FlashAttention-2, alg. 1; lazy rescaling as in FlashAttention-4.
+
+#if defined(FOVEA_LIB_KERNELS_PREFILL_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef FOVEA_LIB_KERNELS_PREFILL_INL_H_
+#undef FOVEA_LIB_KERNELS_PREFILL_INL_H_
+#else
+#define FOVEA_LIB_KERNELS_PREFILL_INL_H_
+#endif
+
+#include "hwy/highway.h"
+#include "lib/kernels/query_tile-inl.h"
+#include "lib/kernels/score-inl.h"
+#include "lib/kernels/tile-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace fovea {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// What of block kb a tile has to compute: keys [begin, end), empty if nothing is permitted; use_bias: mask or bias matter there.
+struct BlockWork {
+  int32_t begin, end;
+  bool use_bias;
+};
+
+HWY_INLINE BlockWork FindBlockWork(const AttentionTask& t, const Tile& tile, int32_t kb) {
+  BlockWork w;
+  w.begin = HWY_MAX(kb, tile.any_lo);
+  w.end = HWY_MIN(kb + kBlockKeys, tile.any_hi + 1);
+  w.use_bias = false;
+  if (w.begin >= w.end || (!t.mask && !t.bias)) return w;
+  Permits sum = {false, true};
+  const uint8_t* last_mask = nullptr;
+  const float* last_bias = nullptr;
+  for (int32_t n = 0; n < tile.lanes; ++n) {
+    const int64_t i = (tile.first_lane + n) / t.group, h = (tile.first_lane + n) % t.group;
+    const uint8_t* mask_row = MaskRow(t, i, h);
+    const float* bias_row = BiasRow(t, i, h);
+    // Heads that share a mask, and key padding masks, are scanned once.
+    if (n > 0 && mask_row == last_mask && bias_row == last_bias) continue;
+    last_mask = mask_row;
+    last_bias = bias_row;
+    const Permits row = ScanMask(t, mask_row, bias_row, w.begin, w.end);
+    sum.any |= row.any;
+    sum.all &= row.all;
+  }
+  if (!sum.any) w.end = w.begin;
+  w.use_bias = t.bias != nullptr || !sum.all;
+  return w;
+}
+
+// O, l, m and the P rows already written of this block, for the lanes whose maximum moves. alpha is exactly 1 elsewhere. Out of line: rare
+// after the first group.
+template <int NV>
+HWY_NOINLINE void Rescale(const Tile& tile, size_t v_head_dim, float* HWY_RESTRICT p, size_t rows, MaxRule rule) {
+  const DF d;
+  using V = hn::Vec<DF>;
+  const size_t N = hn::Lanes(d), L = NV * N;
+  for (size_t c = 0; c < L; c += N) {
+    const V m = hn::Load(d, tile.m + c), mx = hn::Load(d, tile.mx + c);
+    const auto moves = hn::Gt(mx, hn::Add(m, hn::Set(d, rule.threshold)));
+    if (hn::AllFalse(d, moves)) continue;
+    const V to = hn::Add(mx, hn::Set(d, rule.offset));
+    const V alpha = hn::IfThenElse(moves, Exp2(d, hn::Sub(m, to)), hn::Set(d, 1.0f));
+    hn::Store(hn::IfThenElse(moves, to, m), d, tile.m + c);
+    hn::Store(hn::Mul(hn::Load(d, tile.l + c), alpha), d, tile.l + c);
+    for (size_t r = 0; r < v_head_dim; ++r) {
+      hn::Store(hn::Mul(hn::Load(d, tile.ot + r * L + c), alpha), d, tile.ot + r * L + c);
+    }
+    for (size_t r = 0; r < rows; ++r) hn::Store(hn::Mul(hn::Load(d, p + r * L + c), alpha), d, p + r * L + c);
+  }
+}
+
+// The sum of a group, in a fixed order.
+template <class V>
+HWY_INLINE V GroupSum(V s0, V s1, V s2, V s3, V s4, V s5, V s6, V s7) {
+  const V low = hn::Add(hn::Add(s0, s1), hn::Add(s2, s3));
+  if constexpr (kTileKeys == 4) return low;
+  return hn::Add(low, hn::Add(hn::Add(s4, s5), hn::Add(s6, s7)));
+}
+template <class V>
+HWY_INLINE V GroupMax(V s0, V s1, V s2, V s3, V s4, V s5, V s6, V s7) {
+  const V low = hn::Max(hn::Max(s0, s1), hn::Max(s2, s3));
+  if constexpr (kTileKeys == 4) return low;
+  return hn::Max(low, hn::Max(hn::Max(s4, s5), hn::Max(s6, s7)));
+}
+
+// One vector column of a group: P = 2^(S - m) stored, l += its sum.
+template <class V>
+HWY_INLINE void ExpColumn(V s0, V s1, V s2, V s3, V s4, V s5, V s6, V s7, V m, float* HWY_RESTRICT p, size_t L,
+                          float* HWY_RESTRICT l) {
+  const DF d;
+  const auto row = [&](V& s, size_t r) HWY_ATTR {
+    s = Exp2(d, hn::Sub(s, m));
+    hn::Store(s, d, p + r * L);
+  };
+  row(s0, 0), row(s1, 1), row(s2, 2), row(s3, 3);
+  if constexpr (kTileKeys == 8) row(s4, 4), row(s5, 5), row(s6, 6), row(s7, 7);
+  hn::Store(hn::Add(hn::Load(d, l), GroupSum(s0, s1, s2, s3, s4, s5, s6, s7)), d, l);
+}
+
+// Groups [0, groups) of wholly permitted keys without options: QK^T with the softmax as its epilogue. k: their rows; p: their P rows, p_begin
+// where the block's P rows begin.
+template <int NV>
+HWY_NOINLINE void QkSoftmaxGroups(const Tile& tile, const float* const* HWY_RESTRICT k, size_t groups, size_t head_dim,
+                                  size_t v_head_dim, float* HWY_RESTRICT p, float* p_begin, MaxRule rule) {
+  const DF d;
+  using V = hn::Vec<DF>;
+  const size_t N = hn::Lanes(d), L = NV * N;
+  for (; groups != 0; --groups, k += kTileKeys, p += kTileKeys * L) {
+    V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0;
+    V b0 = a0, b1 = a0, b2 = a0, b3 = a0, b4 = a0, b5 = a0, b6 = a0, b7 = a0;
+    V c0 = a0, c1 = a0, c2 = a0, c3 = a0, c4 = a0, c5 = a0, c6 = a0, c7 = a0;
+    QkTile<NV>(k, tile.qt, head_dim, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7,
+               b7, c7);
+    const V threshold = hn::Set(d, rule.threshold);
+    V m0 = hn::Load(d, tile.m), m1 = m0, m2 = m0;
+    const V x0 = GroupMax(a0, a1, a2, a3, a4, a5, a6, a7);
+    auto moves = hn::Gt(x0, hn::Add(m0, threshold));
+    V x1 = x0, x2 = x0;
+    if constexpr (NV > 1) {
+      m1 = hn::Load(d, tile.m + N);
+      x1 = GroupMax(b0, b1, b2, b3, b4, b5, b6, b7);
+      moves = hn::Or(moves, hn::Gt(x1, hn::Add(m1, threshold)));
+    }
+    if constexpr (NV > 2) {
+      m2 = hn::Load(d, tile.m + 2 * N);
+      x2 = GroupMax(c0, c1, c2, c3, c4, c5, c6, c7);
+      moves = hn::Or(moves, hn::Gt(x2, hn::Add(m2, threshold)));
+    }
+    if (HWY_UNLIKELY(!hn::AllFalse(d, moves))) {
+      hn::Store(x0, d, tile.mx);
+      if constexpr (NV > 1) hn::Store(x1, d, tile.mx + N);
+      if constexpr (NV > 2) hn::Store(x2, d, tile.mx + 2 * N);
+      Rescale<NV>(tile, v_head_dim, p_begin, static_cast<size_t>(p - p_begin) / L, rule);
+      m0 = hn::Load(d, tile.m);
+      if constexpr (NV > 1) m1 = hn::Load(d, tile.m + N);
+      if constexpr (NV > 2) m2 = hn::Load(d, tile.m + 2 * N);
+    }
+    ExpColumn(a0, a1, a2, a3, a4, a5, a6, a7, m0, p, L, tile.l);
+    if constexpr (NV > 1) ExpColumn(b0, b1, b2, b3, b4, b5, b6, b7, m1, p + N, L, tile.l + N);
+    if constexpr (NV > 2) ExpColumn(c0, c1, c2, c3, c4, c5, c6, c7, m2, p + 2 * N, L, tile.l + 2 * N);
+  }
+}
+
+// One group whose S^T rows lie at p: options and permission applied, then P, l and m as in QkSoftmaxGroups, with the same bits. key: the
+// group's first; bias: its rows, or null; allow: where to note permission, or null.
+template <int NV>
+HWY_NOINLINE void MaskedSoftmaxGroup(const Tile& tile, const ScoreRule& score, int32_t key, const float* HWY_RESTRICT bias,
+                                     float* HWY_RESTRICT allow, size_t v_head_dim, float* HWY_RESTRICT p, float* p_begin,
+                                     MaxRule rule) {
+  const DF d;
+  using V = hn::Vec<DF>;
+  const size_t N = hn::Lanes(d), L = NV * N;
+  bool any_moves = false;
+  for (size_t c = 0; c < L; c += N) {
+    V mx = hn::Set(d, kMinusInf);
+    for (size_t r = 0; r < kTileKeys; ++r) {
+      const V s = MaskedScore(tile, score, key + static_cast<int32_t>(r), bias ? bias + r * L : nullptr,
+                              allow ? allow + r * L : nullptr, hn::Load(d, p + r * L + c), c);
+      hn::Store(s, d, p + r * L + c);
+      mx = hn::Max(mx, s);
+    }
+    hn::Store(mx, d, tile.mx + c);
+    const V m = hn::Load(d, tile.m + c);
+    any_moves |= !hn::AllFalse(d, hn::Gt(mx, hn::Add(m, hn::Set(d, rule.threshold))));
+  }
+  if (any_moves) Rescale<NV>(tile, v_head_dim, p_begin, static_cast<size_t>(p - p_begin) / L, rule);
+  for (size_t c = 0; c < L; c += N) {
+    const auto row = [&](size_t r) HWY_ATTR { return hn::Load(d, p + (r < kTileKeys ? r : 0) * L + c); };
+    ExpColumn(row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7), hn::Load(d, tile.m + c), p + c, L, tile.l + c);
+  }
+}
+
+// S^T, P^T, m and l of a tile for the keys of w in block kb.
+template <int NV>
+HWY_NOINLINE void QkSoftmaxBlock(const AttentionTask& t, const KernelScratch& s, const Tile& tile, const ScoreRule& score,
+                                 const BlockWork& w, int32_t kb, MaxRule rule, bool redo) {
+  const size_t L = NV * hn::Lanes(DF());
+  const size_t head_dim = static_cast<size_t>(t.head_dim), v_head_dim = static_cast<size_t>(t.v_head_dim);
+  const int32_t g0 = w.begin / kTileKeys * kTileKeys;
+  const bool plain = score.cap == 0.0f && !score.alibi && !w.use_bias && !redo;
+  const auto p_row = [&](int32_t key) HWY_ATTR { return tile.p + static_cast<size_t>(key - kb) * L; };
+  const float* const* k = s.rows - kb;
+  if (w.use_bias) TransposeBias(t, tile, L, g0, w.end, s.bias + static_cast<size_t>(g0 - kb) * L);
+  int32_t g = g0;
+  while (g < w.end) {
+    // As many groups as every lane may attend to wholly.
+    int32_t groups = plain && g >= tile.all_lo ? (HWY_MIN(tile.all_hi + 1, w.end) - g) / kTileKeys : 0;
+    if (groups > 0) {
+      QkSoftmaxGroups<NV>(tile, k + g, static_cast<size_t>(groups), head_dim, v_head_dim, p_row(g), p_row(g0), rule);
+      g += groups * kTileKeys;
+      continue;
+    }
+    QkStoreGroup<NV>(tile, k + g, head_dim, p_row(g));
+    const size_t row = static_cast<size_t>(g - kb) * L;
+    MaskedSoftmaxGroup<NV>(tile, score, g, w.use_bias ? s.bias + row : nullptr, redo ? s.allow + row : nullptr, v_head_dim,
+                           p_row(g), p_row(g0), rule);
+    g += kTileKeys;
+  }
+}
+
+// PV where V may hold NaN or Inf in keys that a lane may not attend to: those are never operands.
+template <int NV>
+HWY_NOINLINE void PvSelect(const float* const* v, size_t v_head_dim, size_t n, const float* HWY_RESTRICT p,
+                           const float* HWY_RESTRICT allow, float* HWY_RESTRICT ot) {
+  const DF d;
+  const size_t N = hn::Lanes(d), L = NV * N;
+  for (size_t col = 0; col < v_head_dim; ++col) {
+    for (size_t c = 0; c < L; c += N) {
+      auto o = hn::Load(d, ot + col * L + c);
+      for (size_t j = 0; j < n; ++j) {
+        const auto yes = hn::Gt(hn::Load(d, allow + j * L + c), hn::Zero(d));
+        o = hn::IfThenElse(yes, hn::MulAdd(hn::Set(d, v[j][col]), hn::Load(d, p + j * L + c), o), o);
+      }
+      hn::Store(o, d, ot + col * L + c);
+    }
+  }
+}
+
+// All blocks of the task for the given tiles. redo: one tile, with select.
+template <int NV>
+HWY_NOINLINE void RunBlocks(const AttentionTask& t, const KernelScratch& s, const Tile* tiles, size_t num_tiles, MaxRule rule,
+                            bool redo) {
+  const size_t L = NV * hn::Lanes(DF());
+  const ScoreRule score = MakeScoreRule(t, kLog2E);
+  for (size_t n = 0; n < num_tiles; ++n) StartTile(t, tiles[n], L, rule);
+  int32_t lo, hi;
+  KeyUnion(tiles, num_tiles, &lo, &hi);
+  if (lo > hi) return;
+  BlockWork work[kMaxTiles];
+  for (int32_t kb = lo / kBlockKeys * kBlockKeys; kb <= hi; kb += kBlockKeys) {
+    bool any = false;
+    for (size_t n = 0; n < num_tiles; ++n) {
+      work[n] = FindBlockWork(t, tiles[n], kb);
+      any |= work[n].begin < work[n].end;
+    }
+    if (!any) continue;
+    LoadRows(t, s, kb, HWY_MAX(kb, lo), HWY_MIN(kb + kBlockKeys - 1, hi));
+    for (size_t n = 0; n < num_tiles; ++n) {
+      if (work[n].begin < work[n].end) QkSoftmaxBlock<NV>(t, s, tiles[n], score, work[n], kb, rule, redo);
+    }
+    for (size_t n = 0; n < num_tiles; ++n) {
+      const size_t first = static_cast<size_t>(work[n].begin - kb), keys = static_cast<size_t>(work[n].end - work[n].begin);
+      if (work[n].begin >= work[n].end) continue;
+      const float* const* v = s.rows + kBlockKeys + first;
+      const float* p = tiles[n].p + first * L;
+      if (redo) {
+        PvSelect<NV>(v, static_cast<size_t>(t.v_head_dim), keys, p, s.allow + first * L, tiles[n].ot);
+      } else {
+        PvTile<NV>(v, static_cast<size_t>(t.v_head_dim), keys, p, tiles[n].ot);
+      }
+    }
+  }
+}
+
+template <int NV>
+HWY_INLINE void PrefillTiles(const AttentionTask& t, const KernelScratch& s) {
+  Tile tiles[kMaxTiles] = {};
+  const size_t L = NV * hn::Lanes(DF());
+  const size_t num_tiles = SetUpTiles(t, s, L, tiles);
+  const ScoreRule score = MakeScoreRule(t, kLog2E);
+  for (size_t n = 0; n < num_tiles; ++n) TransposeQ(t, tiles[n], L, score.q_factor);
+  RunBlocks<NV>(t, s, tiles, num_tiles, kLazyMax, false);
+  for (size_t n = 0; n < num_tiles; ++n) {
+    if (!WriteTile(t, tiles[n], L, kAllLanes)) continue;
+    // Some lane's O is not finite: NaN or Inf in a value it may not attend to, or in one it may, or overflow of P V. The first is cured by
+    // select, the last by a smaller P; each lane's bits depend on its own keys only.
+    RunBlocks<NV>(t, s, &tiles[n], 1, kLazyMax, true);
+    if (!WriteTile(t, tiles[n], L, kPoisonedLanes)) continue;
+    RunBlocks<NV>(t, s, &tiles[n], 1, kOverflowSafeMax, true);
+    WriteTile(t, tiles[n], L, kPoisonedLanes);
+  }
+}
+
+// The task's query lanes, by as few vectors as hold them.
+HWY_NOINLINE void PrefillF32(const AttentionTask& t, const KernelScratch& s) {
+  const int32_t N = static_cast<int32_t>(hn::Lanes(DF()));
+  if (t.lane_count > 2 * N) {
+    PrefillTiles<3>(t, s);
+  } else if (t.lane_count > N) {
+    PrefillTiles<2>(t, s);
+  } else {
+    PrefillTiles<1>(t, s);
+  }
+}
+
+// (lane, key) pairs that the task computes once dead blocks are skipped, for describe(): reads mask and bias only. padded: count the empty
+// lanes of tiles too.
+HWY_NOINLINE int64_t LivePairs(const AttentionTask& t, const KernelScratch& s, bool padded) {
+  const int32_t N = static_cast<int32_t>(hn::Lanes(DF()));
+  const int32_t L = t.lane_count > 2 * N ? 3 * N : t.lane_count > N ? 2 * N : N;
+  Tile tiles[kMaxTiles] = {};
+  const size_t num_tiles = SetUpTiles(t, s, static_cast<size_t>(L), tiles);
+  int64_t pairs = 0;
+  for (size_t n = 0; n < num_tiles; ++n) {
+    for (int32_t kb = tiles[n].any_lo / kBlockKeys * kBlockKeys; kb <= tiles[n].any_hi; kb += kBlockKeys) {
+      const BlockWork w = FindBlockWork(t, tiles[n], kb);
+      if (w.begin < w.end) pairs += int64_t{padded ? L : tiles[n].lanes} * (w.end - w.begin);
+    }
+  }
+  return pairs;
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace fovea
+HWY_AFTER_NAMESPACE();
+
+#endif  // include guard

@@ -1,0 +1,299 @@
+// A tile of query lanes: NV vectors of (row, head of the group) pairs, their Q^T and O^T, and which keys they may attend to. Shared by the
+// prefill and the scores kernel.
+
+#if defined(FOVEA_LIB_KERNELS_QUERY_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef FOVEA_LIB_KERNELS_QUERY_TILE_INL_H_
+#undef FOVEA_LIB_KERNELS_QUERY_TILE_INL_H_
+#else
+#define FOVEA_LIB_KERNELS_QUERY_TILE_INL_H_
+#endif
+
+#include "hwy/highway.h"
+#include "lib/kernels/score-inl.h"
+#include "lib/kernels/tile-inl.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace fovea {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// Its pointers are a tile's slices of KernelScratch; L lanes, of which `lanes` are queries and the rest zeros without permitted keys.
+struct Tile {
+  float *qt, *ot, *p, *m, *l, *slope, *mx, *poison;
+  int32_t *lo, *hi, *pos;
+  int32_t first_lane, lanes;
+  int32_t any_lo, any_hi;  // union of the lanes' ranges of keys; empty if any_lo > any_hi
+  int32_t all_lo, all_hi;  // intersection
+};
+
+HWY_INLINE size_t SetUpTiles(const AttentionTask& t, const KernelScratch& s, size_t L, Tile* tiles) {
+  const size_t head_dim = static_cast<size_t>(t.head_dim), v_head_dim = static_cast<size_t>(t.v_head_dim);
+  size_t n = 0;
+  for (int32_t first = 0; first < t.lane_count; first += static_cast<int32_t>(L), ++n) {
+    Tile& tile = tiles[n];
+    tile.qt = s.qt + n * head_dim * L;
+    tile.ot = s.ot + n * v_head_dim * L;
+    tile.p = s.p + n * kBlockKeys * L;
+    tile.m = s.m + n * L;
+    tile.l = s.l + n * L;
+    tile.slope = s.lane_f + n * 3 * L;
+    tile.mx = tile.slope + L;
+    tile.poison = tile.mx + L;
+    tile.lo = s.lane_i + n * 3 * L;
+    tile.hi = tile.lo + L;
+    tile.pos = tile.hi + L;
+    tile.first_lane = t.lane_begin + first;
+    tile.lanes = HWY_MIN(t.lane_count - first, static_cast<int32_t>(L));
+    tile.any_lo = tile.all_hi = INT32_MAX;
+    tile.any_hi = tile.all_lo = -1;
+    for (int32_t lane = 0; lane < static_cast<int32_t>(L); ++lane) {
+      int32_t lo = 0, hi = -1, pos = 0;
+      float slope = 0.0f;
+      if (lane < tile.lanes) {
+        const int32_t i = (tile.first_lane + lane) / t.group, h = (tile.first_lane + lane) % t.group;
+        RowRange(t, i, &lo, &hi);
+        pos = static_cast<int32_t>(i + t.pos0);
+        if (t.slopes) slope = t.slopes[h];
+        if (lo <= hi) {
+          tile.any_lo = HWY_MIN(tile.any_lo, lo);
+          tile.any_hi = HWY_MAX(tile.any_hi, hi);
+        }
+        tile.all_lo = HWY_MAX(tile.all_lo, lo);
+        tile.all_hi = HWY_MIN(tile.all_hi, hi);
+      }
+      tile.lo[lane] = lo;
+      tile.hi[lane] = hi;
+      tile.pos[lane] = pos;
+      tile.slope[lane] = slope;
+    }
+  }
+  return n;
+}
+
+HWY_INLINE void KeyUnion(const Tile* tiles, size_t num_tiles, int32_t* lo, int32_t* hi) {
+  *lo = INT32_MAX;
+  *hi = -1;
+  for (size_t n = 0; n < num_tiles; ++n) {
+    *lo = HWY_MIN(*lo, tiles[n].any_lo);
+    *hi = HWY_MAX(*hi, tiles[n].any_hi);
+  }
+}
+
+// O = +0, and m and l before the first key.
+HWY_INLINE void StartTile(const AttentionTask& t, const Tile& tile, size_t L, MaxRule rule) {
+  memset(tile.ot, 0, static_cast<size_t>(t.v_head_dim) * L * sizeof(float));
+  for (int32_t lane = 0; lane < static_cast<int32_t>(L); ++lane) {
+    StartRow(t, lane < tile.lanes ? (tile.first_lane + lane) % t.group : 0, rule, tile.m + lane, tile.l + lane);
+  }
+}
+
+#if HWY_TARGET != HWY_SCALAR
+using D4 = hn::FixedTag<float, 4>;
+template <class V>
+HWY_INLINE void Transpose4x4(V& r0, V& r1, V& r2, V& r3) {
+  const D4 d;
+  const V lo01 = hn::InterleaveLower(d, r0, r1), lo23 = hn::InterleaveLower(d, r2, r3);
+  const V hi01 = hn::InterleaveUpper(d, r0, r1), hi23 = hn::InterleaveUpper(d, r2, r3);
+  r0 = hn::ConcatLowerLower(d, lo23, lo01);
+  r1 = hn::ConcatUpperUpper(d, lo23, lo01);
+  r2 = hn::ConcatLowerLower(d, hi23, hi01);
+  r3 = hn::ConcatUpperUpper(d, hi23, hi01);
+}
+#endif
+
+// Q^T[k][lane] = Q[lane][k] * factor, zeros in lanes past the last query.
+HWY_INLINE void TransposeQ(const AttentionTask& t, const Tile& tile, size_t L, float factor) {
+  const size_t dim = static_cast<size_t>(t.head_dim);
+  const auto row = [&](int32_t lane) HWY_ATTR {
+    const int64_t n = tile.first_lane + lane;
+    return t.q + (n % t.group) * t.q_stride_head + (n / t.group) * t.q_stride_row;
+  };
+  for (int32_t lane = 0; lane < static_cast<int32_t>(L); ++lane) {
+    float* dst = tile.qt + lane;
+    size_t k = 0;
+#if HWY_TARGET != HWY_SCALAR
+    if (lane + 4 <= tile.lanes) {
+      const D4 d;
+      const float *q0 = row(lane), *q1 = row(lane + 1), *q2 = row(lane + 2), *q3 = row(lane + 3);
+      const auto f = hn::Set(d, factor);
+      for (; k + 4 <= dim; k += 4) {
+        auto r0 = hn::Mul(hn::LoadU(d, q0 + k), f), r1 = hn::Mul(hn::LoadU(d, q1 + k), f);
+        auto r2 = hn::Mul(hn::LoadU(d, q2 + k), f), r3 = hn::Mul(hn::LoadU(d, q3 + k), f);
+        Transpose4x4(r0, r1, r2, r3);
+        hn::StoreU(r0, d, dst + k * L);
+        hn::StoreU(r1, d, dst + (k + 1) * L);
+        hn::StoreU(r2, d, dst + (k + 2) * L);
+        hn::StoreU(r3, d, dst + (k + 3) * L);
+      }
+      for (; k < dim; ++k) {
+        dst[k * L] = q0[k] * factor;
+        dst[k * L + 1] = q1[k] * factor;
+        dst[k * L + 2] = q2[k] * factor;
+        dst[k * L + 3] = q3[k] * factor;
+      }
+      lane += 3;
+      continue;
+    }
+#endif
+    const float* src = lane < tile.lanes ? row(lane) : nullptr;
+    for (; k < dim; ++k) dst[k * L] = src ? src[k] * factor : 0.0f;
+  }
+}
+
+// Whether rows this far apart fall on few L1 sets: a stride in bytes within a cache line of a multiple of 4 KB.
+HWY_INLINE bool Aliases(int64_t stride_row) {
+  const int64_t r = (stride_row * static_cast<int64_t>(sizeof(float))) & 4095;
+  return r <= 64 || r >= 4032;
+}
+
+HWY_INLINE void LoadSide(const float* base, int64_t stride, int32_t kb, int32_t lo, int32_t hi, const float** rows, float* copy,
+                         size_t dim) {
+  if (copy) {
+    for (int32_t j = lo; j <= hi; ++j) memcpy(copy + static_cast<size_t>(j - kb) * dim, base + j * stride, dim * sizeof(float));
+  }
+  // Whole groups: a key outside [lo, hi] repeats the nearest inside, whose score is then replaced.
+  const int32_t begin = lo / kTileKeys * kTileKeys, end = HWY_MIN((hi / kTileKeys + 1) * kTileKeys, kb + kBlockKeys);
+  for (int32_t j = begin; j < end; ++j) {
+    const int32_t row = j < lo ? lo : j > hi ? hi : j;
+    rows[j - kb] = copy ? copy + static_cast<size_t>(row - kb) * dim : base + row * stride;
+  }
+}
+
+// Row pointers of block kb, of which the keys [lo, hi] are read. Rows that alias in L1 are copied first; the same bits.
+HWY_INLINE void LoadRows(const AttentionTask& t, const KernelScratch& s, int32_t kb, int32_t lo, int32_t hi) {
+  const size_t k_dim = static_cast<size_t>(t.head_dim), v_dim = static_cast<size_t>(t.v_head_dim);
+  LoadSide(t.k, t.k_stride_row, kb, lo, hi, s.rows, s.copy && Aliases(t.k_stride_row) ? s.copy : nullptr, k_dim);
+  if (!t.v) return;  // the scores kernel needs K only
+  LoadSide(t.v, t.v_stride_row, kb, lo, hi, s.rows + kBlockKeys,
+           s.copy && Aliases(t.v_stride_row) ? s.copy + kBlockKeys * k_dim : nullptr, v_dim);
+}
+
+// Mask and bias of the tile's lanes for keys [begin, end): bias[key - begin][lane].
+HWY_INLINE void TransposeBias(const AttentionTask& t, const Tile& tile, size_t L, int32_t begin, int32_t end, float* bias) {
+  const uint8_t* last_mask = nullptr;
+  const float* last_bias = nullptr;
+  const size_t keys = static_cast<size_t>(end - begin);
+  for (size_t lane = 0; lane < L; ++lane) {
+    const bool query = static_cast<int32_t>(lane) < tile.lanes;
+    const int64_t n = tile.first_lane + static_cast<int64_t>(lane);
+    const uint8_t* mask_row = query ? MaskRow(t, n / t.group, n % t.group) : last_mask;
+    const float* bias_row = query ? BiasRow(t, n / t.group, n % t.group) : last_bias;
+    if (lane > 0 && mask_row == last_mask && bias_row == last_bias) {
+      for (size_t j = 0; j < keys; ++j) bias[j * L + lane] = bias[j * L + lane - 1];
+    } else {
+      LoadBias(t, mask_row, bias_row, begin, end, bias + lane, L);
+    }
+    last_mask = mask_row;
+    last_bias = bias_row;
+  }
+}
+
+// S^T of one group of keys, stored.
+template <int NV>
+HWY_NOINLINE void QkStoreGroup(const Tile& tile, const float* const* k, size_t head_dim, float* HWY_RESTRICT p) {
+  const DF d;
+  using V = hn::Vec<DF>;
+  const size_t N = hn::Lanes(d), L = NV * N;
+  V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0;
+  V b0 = a0, b1 = a0, b2 = a0, b3 = a0, b4 = a0, b5 = a0, b6 = a0, b7 = a0;
+  V c0 = a0, c1 = a0, c2 = a0, c3 = a0, c4 = a0, c5 = a0, c6 = a0, c7 = a0;
+  QkTile<NV>(k, tile.qt, head_dim, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7,
+             c7);
+  const auto store = [&](size_t r, V a, V b, V c) HWY_ATTR {
+    if (r >= kTileKeys) return;
+    hn::Store(a, d, p + r * L);
+    if constexpr (NV > 1) hn::Store(b, d, p + r * L + N);
+    if constexpr (NV > 2) hn::Store(c, d, p + r * L + 2 * N);
+  };
+  store(0, a0, b0, c0), store(1, a1, b1, c1), store(2, a2, b2, c2), store(3, a3, b3, c3);
+  store(4, a4, b4, c4), store(5, a5, b5, c5), store(6, a6, b6, c6), store(7, a7, b7, c7);
+}
+
+// The score of one key for the lanes at c: options applied, -inf where forbidden. allow (optional) notes permission.
+template <class V>
+HWY_INLINE V MaskedScore(const Tile& tile, const ScoreRule& score, int32_t key, const float* bias, float* allow, V s, size_t c) {
+  const DF d;
+  const DI di;
+  const auto j = hn::Set(di, key);
+  const V dist = hn::Abs(hn::ConvertTo(d, hn::Sub(j, hn::Load(di, tile.pos + c))));
+  const V b = bias ? hn::Load(d, bias + c) : hn::Zero(d);
+  const V x = AdjustScore(d, score, s, hn::Mul(hn::Load(d, tile.slope + c), hn::Set(d, score.unit)), dist, b);
+  const auto outside =
+      hn::RebindMask(d, hn::Or(hn::Lt(j, hn::Load(di, tile.lo + c)), hn::Gt(j, hn::Load(di, tile.hi + c))));
+  const V minus_inf = hn::Set(d, kMinusInf);
+  const auto forbidden = hn::Or(outside, hn::Eq(b, minus_inf));
+  if (allow) hn::Store(hn::IfThenElse(forbidden, hn::Zero(d), hn::Set(d, 1.0f)), d, allow + c);
+  return hn::IfThenElse(forbidden, minus_inf, x);
+}
+
+enum WhichLanes { kAllLanes, kPoisonedLanes };
+
+// O / l to the lanes' rows, and with kAllLanes LSE and (m, l) as well. Returns whether O is not finite in a written lane, and notes those
+// lanes as poisoned; kPoisonedLanes writes only the lanes noted by the call before.
+HWY_INLINE bool WriteTile(const AttentionTask& t, const Tile& tile, size_t L, WhichLanes which) {
+  const DF d;
+  const size_t dim = static_cast<size_t>(t.v_head_dim), N = hn::Lanes(d);
+  float* const inv = tile.mx;  // 1 / l; lanes that saw no key give 0
+  float* const write = tile.p;
+  bool poisoned = false;
+  for (size_t c = 0; c < L; c += N) {
+    const auto zero = hn::Zero(d), one = hn::Set(d, 1.0f);
+    auto check = zero;  // 0 * x is NaN exactly where x is NaN or Inf
+    for (size_t r = 0; r < dim; ++r) check = hn::MulAdd(hn::Load(d, tile.ot + r * L + c), zero, check);
+    const auto l = hn::Load(d, tile.l + c);
+    hn::Store(hn::IfThenElse(hn::Eq(l, zero), zero, hn::Div(one, l)), d, inv + c);
+    const auto was = which == kAllLanes ? one : hn::Load(d, tile.poison + c);
+    hn::Store(was, d, write + c);
+    hn::Store(hn::IfThenElse(hn::Eq(check, check), zero, was), d, tile.poison + c);
+  }
+  const auto out_row = [&](int32_t lane) HWY_ATTR {
+    const int64_t n = tile.first_lane + lane;
+    return t.part_out ? t.part_out + (n - t.lane_begin) * t.v_head_dim
+                      : t.out + (n % t.group) * t.out_stride_head + (n / t.group) * t.out_stride_row;
+  };
+  for (int32_t lane = 0; lane < tile.lanes; ++lane) {
+    poisoned |= tile.poison[lane] != 0.0f;
+    if (which == kAllLanes) WriteRowStats(t, tile.first_lane + lane, tile.m[lane], tile.l[lane]);
+  }
+  // + 0.0f: no output is -0.
+  for (int32_t lane = 0; lane < tile.lanes; ++lane) {
+    const float* src = tile.ot + lane;
+    size_t r = 0;
+#if HWY_TARGET != HWY_SCALAR
+    if (which == kAllLanes && lane + 4 <= tile.lanes) {
+      const D4 d4;
+      float *o0 = out_row(lane), *o1 = out_row(lane + 1), *o2 = out_row(lane + 2), *o3 = out_row(lane + 3);
+      const auto f = hn::LoadU(d4, inv + lane), zero = hn::Zero(d4);
+      for (; r + 4 <= dim; r += 4) {
+        auto r0 = hn::Add(hn::Mul(hn::LoadU(d4, src + r * L), f), zero);
+        auto r1 = hn::Add(hn::Mul(hn::LoadU(d4, src + (r + 1) * L), f), zero);
+        auto r2 = hn::Add(hn::Mul(hn::LoadU(d4, src + (r + 2) * L), f), zero);
+        auto r3 = hn::Add(hn::Mul(hn::LoadU(d4, src + (r + 3) * L), f), zero);
+        Transpose4x4(r0, r1, r2, r3);
+        hn::StoreU(r0, d4, o0 + r);
+        hn::StoreU(r1, d4, o1 + r);
+        hn::StoreU(r2, d4, o2 + r);
+        hn::StoreU(r3, d4, o3 + r);
+      }
+      for (; r < dim; ++r) {
+        o0[r] = src[r * L] * inv[lane] + 0.0f;
+        o1[r] = src[r * L + 1] * inv[lane + 1] + 0.0f;
+        o2[r] = src[r * L + 2] * inv[lane + 2] + 0.0f;
+        o3[r] = src[r * L + 3] * inv[lane + 3] + 0.0f;
+      }
+      lane += 3;
+      continue;
+    }
+#endif
+    if (write[lane] == 0.0f) continue;
+    float* out = out_row(lane);
+    for (; r < dim; ++r) out[r] = src[r * L] * inv[lane] + 0.0f;
+  }
+  return poisoned;
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace fovea
+HWY_AFTER_NAMESPACE();
+
+#endif  // include guard

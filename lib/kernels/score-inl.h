@@ -1,0 +1,163 @@
+// From dot products to scores: soft cap, ALiBi, bias and permission, for both kernels (lanes are queries in prefill, keys in decode), and the
+// per-row ranges of permitted keys.
+
+#if defined(FOVEA_LIB_KERNELS_SCORE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef FOVEA_LIB_KERNELS_SCORE_INL_H_
+#undef FOVEA_LIB_KERNELS_SCORE_INL_H_
+#else
+#define FOVEA_LIB_KERNELS_SCORE_INL_H_
+#endif
+
+#include <math.h>
+#include <string.h>
+
+#include "hwy/highway.h"
+#include "lib/kernels/exp-inl.h"
+#include "lib/kernels/kernel_params.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace fovea {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+constexpr float kMinusInf = -HUGE_VALF;
+
+// Scores are kept in units of log2(e): P = 2^(s - m). `unit` is log2(e) then; 1 gives natural scores (for scores out).
+// Everything that the caller can fold into Q is in q_factor: the scale, and 1/cap where there is a soft cap.
+struct ScoreRule {
+  float q_factor;
+  float cap;   // cap * unit, or 0
+  float unit;
+  bool alibi, bias;
+};
+
+HWY_INLINE ScoreRule MakeScoreRule(const AttentionTask& t, float unit) {
+  ScoreRule r;
+  r.cap = t.soft_cap * unit;
+  r.q_factor = t.soft_cap > 0 ? t.sm_scale / t.soft_cap : t.sm_scale * unit;
+  r.unit = unit;
+  r.alibi = t.slopes != nullptr;
+  r.bias = t.bias != nullptr;
+  return r;
+}
+
+// s: the dot product of K and the scaled Q. slope: in score units; dist: |j - pos|; bias: as the caller gave it.
+// A finite bias stays finite: scores are clamped to -FLT_MAX by select (Max would lose NaN).
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V AdjustScore(D d, const ScoreRule& rule, V s, V slope, V dist, V bias) {
+  if (rule.cap > 0) s = hn::Mul(Tanh(d, s), hn::Set(d, rule.cap));
+  if (rule.alibi) s = hn::NegMulAdd(slope, dist, s);
+  if (rule.bias) {
+    s = hn::MulAdd(bias, hn::Set(d, rule.unit), s);
+    const V lowest = hn::Set(d, -FLT_MAX);
+    s = hn::IfThenElse(hn::Lt(s, lowest), lowest, s);
+  }
+  return s;
+}
+
+HWY_INLINE const uint8_t* MaskRow(const AttentionTask& t, int64_t i, int64_t head) {
+  return t.mask ? t.mask + head * t.mask_stride_head + i * t.mask_stride_row : nullptr;
+}
+HWY_INLINE const float* BiasRow(const AttentionTask& t, int64_t i, int64_t head) {
+  return t.bias ? t.bias + head * t.bias_stride_head + i * t.bias_stride_row : nullptr;
+}
+
+// What a row of mask and bias permits of the keys [begin, end).
+struct Permits {
+  bool any, all;
+};
+
+HWY_INLINE Permits ScanMask(const AttentionTask& t, const uint8_t* mask_row, const float* bias_row, int64_t begin, int64_t end) {
+  Permits r = {false, true};
+  // Keys before the mask's first column are permitted.
+  const int64_t first = t.mask_first > begin ? t.mask_first : begin;
+  if (first > begin) r.any = true;
+  if (first >= end) return r;
+  if (mask_row && t.mask_stride_col == 1 && !bias_row) {
+    // Eight columns at a time: any byte set, every byte set.
+    const uint8_t* p = mask_row + (first - t.mask_first);
+    int64_t n = end - first;
+    uint64_t any = 0, zero = 0;
+    for (; n >= 8; n -= 8, p += 8) {
+      uint64_t w;
+      memcpy(&w, p, 8);
+      any |= w;
+      zero |= (w - 0x0101010101010101u) & ~w & 0x8080808080808080u;
+    }
+    for (; n > 0; --n, ++p) any |= *p, zero |= *p == 0;
+    r.any |= any != 0;
+    r.all = zero == 0;
+    return r;
+  }
+  for (int64_t j = first; j < end; ++j) {
+    const int64_t c = j - t.mask_first;
+    const bool yes = (!mask_row || mask_row[c * t.mask_stride_col] != 0) &&
+                     (!bias_row || !(bias_row[c * t.bias_stride_col] == kMinusInf));
+    r.any |= yes;
+    r.all &= yes;
+  }
+  return r;
+}
+
+// Mask and bias of one row for the keys [begin, end) as one float per key, dst[(j - begin) * stride]: the bias (0 without one), -inf where
+// forbidden.
+HWY_INLINE void LoadBias(const AttentionTask& t, const uint8_t* mask_row, const float* bias_row, int64_t begin, int64_t end,
+                         float* HWY_RESTRICT dst, size_t stride) {
+  for (int64_t j = begin; j < end; ++j, dst += stride) {
+    const int64_t c = j - t.mask_first;
+    float b = 0.0f;
+    if (c >= t.mask_cols) {
+      b = kMinusInf;
+    } else if (c >= 0) {
+      if (bias_row) b = bias_row[c * t.bias_stride_col];
+      if (mask_row && mask_row[c * t.mask_stride_col] == 0) b = kMinusInf;
+    }
+    *dst = b;
+  }
+}
+
+// When the running maximum moves, and to where: m' = mx + offset if mx > m + threshold. Normally lazily, by more than 2^8 (then P < 2^8).
+// Where O has overflowed, the redo keeps P <= 2^-31, so that no sum of 2^30 values can.
+struct MaxRule {
+  float threshold, offset;
+};
+constexpr MaxRule kLazyMax = {8.0f, 0.0f};
+constexpr MaxRule kOverflowSafeMax = {-31.0f, 31.0f};
+
+// m and l before the first key: the sink is a key with score sink and no value. A sink of -inf is none.
+HWY_INLINE void StartRow(const AttentionTask& t, int64_t head, const MaxRule& rule, float* m, float* l) {
+  *m = -FLT_MAX;
+  *l = 0.0f;
+  if (!t.sinks || !t.has_sink_here || t.sinks[head] == kMinusInf) return;
+  const float sink = t.sinks[head] * kLog2E;
+  *m = (sink < -FLT_MAX ? -FLT_MAX : sink) + rule.offset;
+  *l = rule.offset > 0 ? 0x1p-31f : 1.0f;
+}
+
+// LSE of (m, l), natural. A row that saw no key but its sink gives the sink back exactly.
+HWY_INLINE float RowLse(const AttentionTask& t, int64_t head, float m, float l) {
+  if (l == 0.0f) return kMinusInf;
+  if (t.sinks && l == 1.0f && m == t.sinks[head] * kLog2E) return t.sinks[head];
+  return static_cast<float>((static_cast<double>(m) + log2(static_cast<double>(l))) * 0.693147180559945309417);
+}
+
+// LSE, (m, l) of lane n where wanted.
+HWY_INLINE void WriteRowStats(const AttentionTask& t, int64_t n, float m, float l) {
+  const int64_t i = n / t.group, h = n % t.group;
+  if (t.part_ml) {
+    t.part_ml[(n - t.lane_begin) * 2] = m;
+    t.part_ml[(n - t.lane_begin) * 2 + 1] = l;
+    return;
+  }
+  if (t.lse) t.lse[h * t.lse_stride_head + i * t.lse_stride_row] = RowLse(t, h, m, l);
+  if (t.stats) {
+    t.stats[h * t.stats_stride_head + i * 2] = m;
+    t.stats[h * t.stats_stride_head + i * 2 + 1] = l;
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace fovea
+HWY_AFTER_NAMESPACE();
+
+#endif  // include guard

@@ -1,0 +1,147 @@
+// The register tile of both matrix products: R broadcast rows x NV vectors of query lanes, R * NV accumulators.
+//
+//   QK^T:  S^T[key][lane] = sum_k  K[key][k] * Q^T[k][lane]        rows are keys, one pointer each
+//   PV:    O^T[d][lane]  += sum_j  V[j][d]   * P^T[j][lane]        rows are R neighbouring columns of V
+//
+// 32 registers: 8 x 3 accumulators + 3 operands + 1 broadcast = 28. 16 registers: 4 x 3 + 3 + 1 = 16, all of them.
+// Accumulators are named locals passed by reference: g++ spills arrays to the stack (64% of peak instead of 98%), and SVE vectors can be
+// neither array elements nor struct members. `asm` on the loop's pointers keeps clang from rotating the loop, which needs a 17th register.
+
+#if defined(FOVEA_LIB_KERNELS_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef FOVEA_LIB_KERNELS_TILE_INL_H_
+#undef FOVEA_LIB_KERNELS_TILE_INL_H_
+#else
+#define FOVEA_LIB_KERNELS_TILE_INL_H_
+#endif
+
+#include "hwy/highway.h"
+#include "lib/kernels/kernel_params.h"
+
+HWY_BEFORE_NAMESPACE();
+namespace fovea {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// G of lib/NUMERICS.md: keys whose maximum is decided and whose sum is taken together. One constant per target.
+#if HWY_TARGET == HWY_SSSE3 || HWY_TARGET == HWY_SSE4 || HWY_TARGET == HWY_AVX2 || HWY_TARGET == HWY_SCALAR || \
+    HWY_TARGET == HWY_EMU128 || (defined(HWY_SSE2) && HWY_TARGET == HWY_SSE2)
+constexpr int kTileKeys = 4;
+#else
+constexpr int kTileKeys = 8;
+#endif
+
+using DF = hn::ScalableTag<float>;
+using DI = hn::RebindToSigned<DF>;
+
+// One row: NV accumulators += x * b.
+template <int NV, class V>
+HWY_INLINE void FmaRow(float x, V b0, V b1, V b2, V& a, V& b, V& c) {
+  const V vx = hn::Set(DF(), x);
+  a = hn::MulAdd(vx, b0, a);
+  if constexpr (NV > 1) b = hn::MulAdd(vx, b1, b);
+  if constexpr (NV > 2) c = hn::MulAdd(vx, b2, c);
+}
+
+// One step of the reduction: R rows, x0 .. x(R-1), against the NV vectors at b. Rows past R are not touched.
+template <int R, int NV, class V>
+HWY_INLINE void FmaStep(const float* x0, const float* x1, const float* x2, const float* x3, const float* x4, const float* x5,
+                        const float* x6, const float* x7, const float* HWY_RESTRICT b, V& a0, V& b0, V& c0, V& a1, V& b1, V& c1,
+                        V& a2, V& b2, V& c2, V& a3, V& b3, V& c3, V& a4, V& b4, V& c4, V& a5, V& b5, V& c5, V& a6, V& b6,
+                        V& c6, V& a7, V& b7, V& c7) {
+  const DF d;
+  const size_t N = hn::Lanes(d);
+  const V v0 = hn::Load(d, b);
+  V v1 = v0, v2 = v0;
+  if constexpr (NV > 1) v1 = hn::Load(d, b + N);
+  if constexpr (NV > 2) v2 = hn::Load(d, b + 2 * N);
+  FmaRow<NV>(*x0, v0, v1, v2, a0, b0, c0);
+  if constexpr (R > 1) FmaRow<NV>(*x1, v0, v1, v2, a1, b1, c1);
+  if constexpr (R > 2) FmaRow<NV>(*x2, v0, v1, v2, a2, b2, c2);
+  if constexpr (R > 3) FmaRow<NV>(*x3, v0, v1, v2, a3, b3, c3);
+  if constexpr (R > 4) FmaRow<NV>(*x4, v0, v1, v2, a4, b4, c4);
+  if constexpr (R > 5) FmaRow<NV>(*x5, v0, v1, v2, a5, b5, c5);
+  if constexpr (R > 6) FmaRow<NV>(*x6, v0, v1, v2, a6, b6, c6);
+  if constexpr (R > 7) FmaRow<NV>(*x7, v0, v1, v2, a7, b7, c7);
+}
+
+// S^T of kTileKeys keys (rows k[0 .. kTileKeys)) against the tile's Q^T [dim][NV * N].
+template <int NV, class V>
+HWY_INLINE void QkTile(const float* const* HWY_RESTRICT k, const float* HWY_RESTRICT qt, size_t dim, V& a0, V& b0, V& c0, V& a1,
+                       V& b1, V& c1, V& a2, V& b2, V& c2, V& a3, V& b3, V& c3, V& a4, V& b4, V& c4, V& a5, V& b5, V& c5,
+                       V& a6, V& b6, V& c6, V& a7, V& b7, V& c7) {
+  constexpr int R = kTileKeys;
+  const size_t L = NV * hn::Lanes(DF());
+  const float *k0 = k[0], *k1 = k[1], *k2 = k[2], *k3 = k[3];
+  const float *k4 = k0, *k5 = k0, *k6 = k0, *k7 = k0;
+  if constexpr (R == 8) k4 = k[4], k5 = k[5], k6 = k[6], k7 = k[7];
+  size_t i = 0;
+  // Two steps per turn: the exit of a 64-step loop is mispredicted otherwise.
+  for (; i + 2 <= dim; i += 2) {
+    FmaStep<R, NV>(k0 + i, k1 + i, k2 + i, k3 + i, k4 + i, k5 + i, k6 + i, k7 + i, qt, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3,
+                   b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
+    FmaStep<R, NV>(k0 + i + 1, k1 + i + 1, k2 + i + 1, k3 + i + 1, k4 + i + 1, k5 + i + 1, k6 + i + 1, k7 + i + 1, qt + L, a0,
+                   b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
+    qt += 2 * L;
+    asm volatile("" : "+r"(i), "+r"(qt));
+  }
+  if (i < dim) {
+    FmaStep<R, NV>(k0 + i, k1 + i, k2 + i, k3 + i, k4 + i, k5 + i, k6 + i, k7 + i, qt, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3,
+                   b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
+  }
+}
+
+// O^T rows [0, R) of ot += sum over n keys of V[j][R columns from col] * P^T[j]. A row's bits do not depend on R.
+template <int R, int NV>
+HWY_INLINE void PvRows(const float* const* HWY_RESTRICT v, size_t col, size_t n, const float* HWY_RESTRICT p,
+                       float* HWY_RESTRICT ot) {
+  const DF d;
+  using V = hn::Vec<DF>;
+  const size_t N = hn::Lanes(d), L = NV * N;
+  V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0;
+  V b0 = a0, b1 = a0, b2 = a0, b3 = a0, b4 = a0, b5 = a0, b6 = a0, b7 = a0;
+  V c0 = a0, c1 = a0, c2 = a0, c3 = a0, c4 = a0, c5 = a0, c6 = a0, c7 = a0;
+  const auto load = [&](int r, V& a, V& b, V& c) HWY_ATTR {
+    if (r >= R) return;
+    a = hn::Load(d, ot + r * L);
+    if constexpr (NV > 1) b = hn::Load(d, ot + r * L + N);
+    if constexpr (NV > 2) c = hn::Load(d, ot + r * L + 2 * N);
+  };
+  load(0, a0, b0, c0), load(1, a1, b1, c1), load(2, a2, b2, c2), load(3, a3, b3, c3);
+  load(4, a4, b4, c4), load(5, a5, b5, c5), load(6, a6, b6, c6), load(7, a7, b7, c7);
+  const float* const* end = v + n;
+  for (; v != end; ++v) {
+    const float* x = *v + col;
+    FmaStep<R, NV>(x, x + 1, x + 2, x + 3, x + 4, x + 5, x + 6, x + 7, p, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4,
+                   b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
+    p += L;
+    asm volatile("" : "+r"(v), "+r"(p));
+  }
+  const auto store = [&](int r, V a, V b, V c) HWY_ATTR {
+    if (r >= R) return;
+    hn::Store(a, d, ot + r * L);
+    if constexpr (NV > 1) hn::Store(b, d, ot + r * L + N);
+    if constexpr (NV > 2) hn::Store(c, d, ot + r * L + 2 * N);
+  };
+  store(0, a0, b0, c0), store(1, a1, b1, c1), store(2, a2, b2, c2), store(3, a3, b3, c3);
+  store(4, a4, b4, c4), store(5, a5, b5, c5), store(6, a6, b6, c6), store(7, a7, b7, c7);
+}
+
+// PV for all v_head_dim columns; the last ones by narrower tiles of the same arithmetic.
+template <int NV>
+HWY_NOINLINE void PvTile(const float* const* HWY_RESTRICT v, size_t v_head_dim, size_t n, const float* HWY_RESTRICT p,
+                         float* HWY_RESTRICT ot) {
+  const size_t L = NV * hn::Lanes(DF());
+  size_t col = 0;
+  for (; col + kTileKeys <= v_head_dim; col += kTileKeys) PvRows<kTileKeys, NV>(v, col, n, p, ot + col * L);
+  if constexpr (kTileKeys == 8) {
+    if (col + 4 <= v_head_dim) PvRows<4, NV>(v, col, n, p, ot + col * L), col += 4;
+  }
+  if (col + 2 <= v_head_dim) PvRows<2, NV>(v, col, n, p, ot + col * L), col += 2;
+  if (col < v_head_dim) PvRows<1, NV>(v, col, n, p, ot + col * L);
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace fovea
+HWY_AFTER_NAMESPACE();
+
+#endif  // include guard

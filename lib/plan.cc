@@ -1,0 +1,349 @@
+#include "lib/plan.h"
+
+#include <string.h>
+
+#include <algorithm>
+
+#include "lib/error.h"
+#include "lib/validate.h"
+
+namespace fovea {
+namespace {
+
+constexpr size_t kAlign = 64;
+constexpr uint64_t kMagic = 0x31767070666F7665u;
+
+// Split points over keys, for calls of few rows: parts of at least this many keys, at most kMaxParts of them, and at most
+// kMaxPartRows partial rows per kv head, so that the workspace does not grow with kv_len.
+constexpr int64_t kMinPartKeys = 512;
+constexpr int64_t kMaxParts = 32;
+constexpr int64_t kMaxPartRows = 256;
+
+// Q^T, O^T and P^T of a task's tiles should stay in L2 beside the K and V rows that pass through.
+constexpr int64_t kTaskScratchBudget = 256 * 1024;
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
+
+// Keys per part for a sequence of `rows` lanes per kv head; kv_len or more: not split.
+int64_t PartKeys(int64_t rows, int64_t kv_len, uint32_t flags) {
+  const int64_t parts = rows > 0 ? std::min(kMaxParts, kMaxPartRows / rows) : 1;
+  if (parts <= 1 || (flags & FOVEA_BATCH_INVARIANT)) return std::max<int64_t>(kv_len, 1);
+  return std::max(kMinPartKeys, RoundUp(CeilDiv(kv_len, parts), kBlockKeys));
+}
+
+// The most part rows that a kv head of a sequence of up to `rows` lanes can need. Monotone in rows.
+int64_t MaxPartRows(int64_t rows, uint32_t flags) {
+  return flags & FOVEA_BATCH_INVARIANT ? 0 : std::min(kMaxParts * rows, kMaxPartRows);
+}
+
+bool IsDecodeRows(int64_t rows, uint32_t flags) { return rows <= kDecodeMaxRows && !(flags & FOVEA_BATCH_INVARIANT); }
+
+// Cuts memory into aligned arrays; with base null only counts. Overflow sticks.
+class Carver {
+ public:
+  explicit Carver(char* base) : base_(base) {}
+  template <class T>
+  T* Take(int64_t count) {
+    char* const at = base_ + (base_ ? used_ : 0);
+    size_t bytes = 0;
+    overflow_ |= __builtin_mul_overflow(static_cast<size_t>(count), sizeof(T), &bytes) || bytes > SIZE_MAX / 4 ||
+                 __builtin_add_overflow(used_, (bytes + kAlign - 1) & ~(kAlign - 1), &used_);
+    return base_ ? reinterpret_cast<T*>(at) : nullptr;
+  }
+  size_t used() const { return used_; }
+  bool overflow() const { return overflow_; }
+
+ private:
+  char* base_;
+  size_t used_ = 0;
+  bool overflow_ = false;
+};
+
+int32_t MaxTiles(const fovea_attention_params& p, int64_t tile_lanes) {
+  const int64_t tile_bytes = tile_lanes * (p.head_dim + p.v_head_dim + kBlockKeys) * static_cast<int64_t>(sizeof(float));
+  return static_cast<int32_t>(std::clamp<int64_t>(kTaskScratchBudget / tile_bytes, 1, kMaxTiles));
+}
+
+// As the kernels' own rule: rows that fall on few L1 sets are copied.
+bool NeedsCopy(const fovea_attention_params& p) {
+  const auto aliases = [](int64_t stride) {
+    const int64_t r = (stride * static_cast<int64_t>(sizeof(float))) & 4095;
+    return r <= 64 || r >= 4032;
+  };
+  return aliases(p.k.stride_row) || aliases(p.v.stride_row);
+}
+
+KernelScratch CarveScratch(const fovea_attention_params& p, int32_t vector_lanes, Carver* c) {
+  const int64_t N = vector_lanes, L = N * kTileVecs, T = MaxTiles(p, L);
+  const int64_t lanes = std::max<int64_t>(T * L, kDecodeMaxRows);
+  KernelScratch s;
+  s.qt = c->Take<float>(lanes * RoundUp(p.head_dim, N));
+  s.ot = c->Take<float>(lanes * RoundUp(p.v_head_dim, N));
+  s.p = c->Take<float>(lanes * kBlockKeys);
+  s.m = c->Take<float>(lanes);
+  s.l = c->Take<float>(lanes);
+  s.bias = c->Take<float>(std::max<int64_t>(L, kDecodeMaxRows) * kBlockKeys);
+  s.allow = c->Take<float>(L * kBlockKeys);
+  s.lane_f = c->Take<float>(3 * lanes);
+  s.lane_i = c->Take<int32_t>(3 * lanes);
+  s.rows = c->Take<const float*>(2 * kBlockKeys);
+  s.copy = NeedsCopy(p) ? c->Take<float>(kBlockKeys * (p.head_dim + p.v_head_dim)) : nullptr;
+  return s;
+}
+
+// The plan's parts, in the order in which they lie in memory. With base null the pointers are meaningless and used() is the size.
+void Layout(const fovea_attention_params& p, uint32_t flags, const Target& target, int32_t workers, Carver* c, fovea_plan* plan) {
+  const int32_t N = target.table->vector_lanes();
+  const int64_t group = p.num_q_heads / p.num_kv_heads, tile_lanes = int64_t{N} * kTileVecs;
+  const int64_t total_rows = TotalQRows(p);
+  int64_t rows, heads, seq_tasks, tile_tasks, tasks = 0, merges = 0, part_rows = 0, stats = 0;
+  // Rows of the longest sequence that these arguments allow, not that they have: the bound is monotone.
+  const int64_t longest = p.cu_seqlens_q ? p.total_q : p.q_len;
+  bool bad = __builtin_mul_overflow(longest, group, &rows) || __builtin_mul_overflow(p.batch, p.num_kv_heads, &heads);
+  const int64_t part_bound = MaxPartRows(rows, flags);
+  // Tasks of a kv head: its tiles, and for short sequences each tile once per part.
+  bad |= __builtin_mul_overflow(heads, 2 + (part_bound ? kMaxParts + kMaxPartRows / tile_lanes : 0), &seq_tasks);
+  bad |= __builtin_mul_overflow(total_rows, p.num_q_heads, &tile_tasks);
+  bad |= __builtin_mul_overflow(heads, part_bound, &part_rows);
+  if (part_bound) merges = heads;
+  bad |= __builtin_add_overflow(seq_tasks, tile_tasks / tile_lanes, &tasks);
+  if (p.scores_stage == FOVEA_SCORES_PROBABILITIES) bad |= __builtin_mul_overflow(tile_tasks, 2, &stats);
+  bad |= part_rows > INT32_MAX;
+  int64_t part_floats;
+  bad |= __builtin_mul_overflow(part_rows, p.v_head_dim, &part_floats);
+  if (bad) part_floats = INT64_MAX / 8;  // Take refuses it
+  plan->tasks[0] = c->Take<PlanTask>(tasks);
+  plan->tasks[1] = c->Take<PlanTask>(merges);
+  plan->tasks[2] = c->Take<PlanTask>(p.scores_stage != FOVEA_SCORES_NONE ? tasks : 0);
+  plan->part_out = c->Take<float>(part_floats);
+  plan->part_ml = c->Take<float>(2 * part_rows);
+  plan->stats = c->Take<float>(stats);
+  if (stats == 0) plan->stats = nullptr;
+  plan->stats_rows = total_rows;
+  Carver one(nullptr);
+  CarveScratch(p, N, &one);
+  plan->scratch_bytes = one.overflow() ? SIZE_MAX / 2 : one.used();
+  int64_t scratch;
+  if (__builtin_mul_overflow(plan->scratch_bytes, static_cast<size_t>(workers), &scratch)) scratch = INT64_MAX;
+  plan->scratch = c->Take<char>(scratch);
+}
+
+// Fills what RowRange reads.
+void FillRange(const fovea_attention_params& p, int64_t b, AttentionTask* t) {
+  const int64_t kv_len = KvLen(p, b);
+  t->q_len = static_cast<int32_t>(QLen(p, b));
+  t->kv_len = static_cast<int32_t>(kv_len);
+  t->kv_begin = 0;
+  t->kv_end = t->kv_len;
+  t->causal = p.causal;
+  t->window_left = p.window_left;
+  t->window_right = p.window_right;
+  t->pos0 = PositionOffset(p, b);
+  t->mask = static_cast<const uint8_t*>(p.mask.data);
+  t->bias = static_cast<const float*>(p.bias.data);
+  t->mask_cols = p.mask_kv_len ? p.mask_kv_len : p.cu_seqlens_kv || p.kv_lens ? kv_len : p.kv_len;
+  t->mask_first = p.mask_align == FOVEA_MASK_ALIGN_RIGHT ? kv_len - t->mask_cols : 0;
+}
+
+float TaskCost(const fovea_attention_params& p, const AttentionTask& range, const PlanTask& task, int64_t group) {
+  // Keys of the first and the last row: exact enough for causal and windows.
+  AttentionTask t = range;
+  t.kv_begin = task.kv_begin;
+  t.kv_end = task.kv_end;
+  int32_t lo0, hi0, lo1, hi1;
+  RowRange(t, task.lane_begin / group, &lo0, &hi0);
+  RowRange(t, (task.lane_begin + task.lane_count - 1) / group, &lo1, &hi1);
+  const double keys = 0.5 * ((hi0 - lo0 + 1) + (hi1 - lo1 + 1));
+  const double dims = static_cast<double>(p.head_dim + p.v_head_dim);
+  // In FLOP: 2 per multiply-add and lane, and what reading a K or V element costs (4 bytes at some 20 GB/s beside some 50 GFLOP/s).
+  return static_cast<float>(dims * (keys * (2.0 * task.lane_count + 10.0) + 10.0 * task.lane_count));
+}
+
+}  // namespace
+
+int64_t TotalQRows(const fovea_attention_params& p) { return p.cu_seqlens_q ? p.total_q : p.batch * p.q_len; }
+
+fovea_status WorkspaceBytes(const fovea_attention_params& p, uint32_t flags, const Target& target, int32_t workers,
+                            size_t* bytes) {
+  // Lanes are counted in int32.
+  const int64_t longest = p.cu_seqlens_q ? p.total_q : p.q_len, group = p.num_q_heads / p.num_kv_heads;
+  if (group > INT32_MAX || longest > INT32_MAX / std::max<int64_t>(group, 1)) {
+    return Fail(FOVEA_ERR_UNSUPPORTED, "q_len = %lld: with %lld query heads per kv head, must be at most 2^31 - 1 rows",
+                static_cast<long long>(longest), static_cast<long long>(group));
+  }
+  Carver c(nullptr);
+  c.Take<fovea_plan>(1);
+  fovea_plan plan;
+  Layout(p, flags, target, workers, &c, &plan);
+  if (c.overflow()) return Fail(FOVEA_ERR_INVALID_ARGUMENT, "batch, heads and lengths: the workspace overflows size_t");
+  *bytes = c.used() + kAlign;  // the caller's memory has any alignment
+  return FOVEA_OK;
+}
+
+fovea_status BuildPlan(const fovea_attention_params& p, uint32_t flags, const Target& target, int32_t workers, void* mem,
+                       size_t bytes, fovea_plan** out) {
+  size_t need = 0;
+  const fovea_status status = WorkspaceBytes(p, flags, target, workers, &need);
+  if (status != FOVEA_OK) return status;
+  if (bytes < need) {
+    return Fail(FOVEA_ERR_WORKSPACE_TOO_SMALL, "workspace_bytes = %zu: must be at least %zu for these shapes and %d threads", bytes,
+                need, workers);
+  }
+  char* base = static_cast<char*>(mem) + (kAlign - reinterpret_cast<uintptr_t>(mem) % kAlign) % kAlign;
+  Carver c(base);
+  fovea_plan* plan = c.Take<fovea_plan>(1);
+  memset(plan, 0, sizeof *plan);
+  plan->magic = kMagic;
+  plan->params = p;
+  plan->target = &target;
+  plan->flags = flags;
+  plan->workers = workers;
+  Layout(p, flags, target, workers, &c, plan);
+
+  const int64_t group = p.num_q_heads / p.num_kv_heads;
+  const int64_t tile_lanes = int64_t{target.table->vector_lanes()} * kTileVecs;
+  int64_t tiles = 0;
+  for (int64_t b = 0; b < p.batch; ++b) tiles += CeilDiv(QLen(p, b) * group, tile_lanes) * p.num_kv_heads;
+  // Several tiles share the K and V rows that a task reads; but all workers should have several tasks.
+  const int64_t tiles_per_task = std::clamp<int64_t>(tiles / (4 * int64_t{workers}), 1, MaxTiles(p, tile_lanes));
+
+  int64_t num_attention = 0, num_merge = 0, num_scores = 0;
+  int32_t part_row = 0;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    AttentionTask range;
+    FillRange(p, b, &range);
+    const int64_t rows = QLen(p, b) * group, kv_len = KvLen(p, b);
+    const int64_t part_keys = PartKeys(rows, kv_len, flags), parts = std::max<int64_t>(CeilDiv(kv_len, part_keys), 1);
+    const int64_t lanes_per_task = IsDecodeRows(rows, flags) ? kDecodeMaxRows : tiles_per_task * tile_lanes;
+    for (int32_t h = 0; h < p.num_kv_heads; ++h) {
+      const int32_t head_part = part_row;
+      for (int64_t part = 0; part < parts; ++part) {
+        for (int64_t lane = 0; lane < rows; lane += lanes_per_task) {
+          PlanTask task;
+          task.seq = static_cast<int32_t>(b);
+          task.kv_head = h;
+          task.lane_begin = static_cast<int32_t>(lane);
+          task.lane_count = static_cast<int32_t>(std::min(lanes_per_task, rows - lane));
+          task.kv_begin = static_cast<int32_t>(part * part_keys);
+          task.kv_end = static_cast<int32_t>(std::min(kv_len, (part + 1) * part_keys));
+          task.first_part = parts > 1 ? static_cast<int32_t>(head_part + part * rows + lane) : -1;
+          task.num_parts = 1;
+          task.cost = TaskCost(p, range, task, group);
+          plan->cost += static_cast<double>(task.cost);
+          plan->tasks[0][num_attention++] = task;
+        }
+      }
+      if (parts > 1 && rows > 0) {
+        part_row += static_cast<int32_t>(parts * rows);
+        plan->tasks[1][num_merge++] = {static_cast<int32_t>(b), h, 0, static_cast<int32_t>(rows), 0, range.kv_len, head_part,
+                                       static_cast<int32_t>(parts), static_cast<float>(parts * rows * p.v_head_dim)};
+      }
+      if (p.scores_stage == FOVEA_SCORES_NONE) continue;
+      for (int64_t lane = 0; lane < rows; lane += tile_lanes) {
+        plan->tasks[2][num_scores++] = {static_cast<int32_t>(b), h, static_cast<int32_t>(lane),
+                                        static_cast<int32_t>(std::min(tile_lanes, rows - lane)), 0, range.kv_len, -1, 1,
+                                        static_cast<float>(kv_len * p.head_dim)};
+      }
+    }
+  }
+  plan->num_tasks[0] = num_attention;
+  plan->num_tasks[1] = num_merge;
+  plan->num_tasks[2] = num_scores;
+  for (int32_t phase = 0; phase < 3; ++phase) {
+    if (plan->num_tasks[phase] > 0) plan->phases[plan->num_phases++] = static_cast<Phase>(phase);
+  }
+  if (workers > 1 && num_attention > 1) {
+    // Largest first; ties in order of position (heads, then rows), so that neighbours share K and V in L2.
+    std::sort(plan->tasks[0], plan->tasks[0] + num_attention, [](const PlanTask& x, const PlanTask& y) {
+      if (x.cost != y.cost) return x.cost > y.cost;
+      if (x.seq != y.seq) return x.seq < y.seq;
+      if (x.kv_head != y.kv_head) return x.kv_head < y.kv_head;
+      return x.kv_begin != y.kv_begin ? x.kv_begin < y.kv_begin : x.lane_begin < y.lane_begin;
+    });
+  }
+  *out = plan;
+  return FOVEA_OK;
+}
+
+KernelScratch WorkerScratch(const fovea_plan& plan, int32_t worker) {
+  Carver c(plan.scratch + static_cast<size_t>(worker) * plan.scratch_bytes);
+  return CarveScratch(plan.params, plan.target->table->vector_lanes(), &c);
+}
+
+void FillTask(const fovea_plan& plan, const fovea_attention_params& p, const PlanTask& task, AttentionTask* t) {
+  const int64_t b = task.seq, group = p.num_q_heads / p.num_kv_heads, head = task.kv_head * group;
+  FillRange(p, b, t);
+  const int64_t q_row = p.cu_seqlens_q ? p.cu_seqlens_q[b] : 0, q_batch = p.cu_seqlens_q ? 0 : b;
+  const int64_t kv_row = p.cu_seqlens_kv ? p.cu_seqlens_kv[b] : 0, kv_batch = p.cu_seqlens_kv ? 0 : b;
+  const auto at = [](const fovea_tensor& x, int64_t batch, int64_t h, int64_t row) {
+    return static_cast<float*>(x.data) + (batch * x.stride_batch + h * x.stride_head + row * x.stride_row);
+  };
+  t->q = at(p.q, q_batch, head, q_row);
+  t->k = at(p.k, kv_batch, task.kv_head, kv_row);
+  t->v = at(p.v, kv_batch, task.kv_head, kv_row);
+  t->out = at(p.out, q_batch, head, q_row);
+  t->lse = p.lse.data ? at(p.lse, q_batch, head, q_row) : nullptr;
+  t->scores = p.scores.data ? at(p.scores, q_batch, head, q_row) : nullptr;
+  const int64_t stats_row = p.cu_seqlens_q ? q_row : b * p.q_len;
+  t->stats = plan.stats ? plan.stats + (head * plan.stats_rows + stats_row) * 2 : nullptr;
+  t->stats_stride_head = plan.stats_rows * 2;
+  const int64_t mask_row = p.mask_offsets ? p.mask_offsets[b] : 0;
+  if (t->mask) t->mask += b * p.mask.stride_batch + head * p.mask.stride_head + mask_row * p.mask.stride_row;
+  if (t->bias) t->bias = at(p.bias, b, head, mask_row);
+  t->slopes = p.alibi_slopes ? p.alibi_slopes + b * p.alibi_stride_batch + head : nullptr;
+  t->sinks = p.sinks ? p.sinks + head : nullptr;
+  t->q_stride_head = p.q.stride_head;
+  t->q_stride_row = p.q.stride_row;
+  t->k_stride_row = p.k.stride_row;
+  t->v_stride_row = p.v.stride_row;
+  t->out_stride_head = p.out.stride_head;
+  t->out_stride_row = p.out.stride_row;
+  t->lse_stride_head = p.lse.stride_head;
+  t->lse_stride_row = p.lse.stride_row;
+  t->scores_stride_head = p.scores.stride_head;
+  t->scores_stride_row = p.scores.stride_row;
+  t->scores_stride_col = p.scores.stride_col;
+  t->mask_stride_head = p.mask.stride_head;
+  t->mask_stride_row = p.mask.stride_row;
+  t->mask_stride_col = p.mask.stride_col;
+  t->bias_stride_head = p.bias.stride_head;
+  t->bias_stride_row = p.bias.stride_row;
+  t->bias_stride_col = p.bias.stride_col;
+  t->scores_cols = p.kv_len;
+  t->group = static_cast<int32_t>(group);
+  t->head_dim = static_cast<int32_t>(p.head_dim);
+  t->v_head_dim = static_cast<int32_t>(p.v_head_dim);
+  t->lane_begin = task.lane_begin;
+  t->lane_count = task.lane_count;
+  t->kv_begin = task.kv_begin;
+  t->kv_end = task.kv_end;
+  t->has_sink_here = task.kv_begin == 0;
+  t->sm_scale = p.scale;
+  t->soft_cap = p.logits_soft_cap;
+  t->scores_stage = p.scores_stage;
+  t->part_out = task.first_part >= 0 ? plan.part_out + task.first_part * p.v_head_dim : nullptr;
+  t->part_ml = task.first_part >= 0 ? plan.part_ml + int64_t{task.first_part} * 2 : nullptr;
+}
+
+bool IsDecode(const fovea_plan& plan, const AttentionTask& t) {
+  return IsDecodeRows(int64_t{t.q_len} * t.group, plan.flags);
+}
+
+double UsefulPairs(const fovea_attention_params& p) {
+  double pairs = 0.0;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    AttentionTask t;
+    FillRange(p, b, &t);
+    t.mask = nullptr;
+    t.bias = nullptr;
+    for (int64_t i = 0; i < t.q_len; ++i) {
+      int32_t lo, hi;
+      RowRange(t, i, &lo, &hi);
+      pairs += hi - lo + 1;
+    }
+  }
+  return pairs * static_cast<double>(p.num_q_heads);
+}
+
+}  // namespace fovea

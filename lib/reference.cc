@@ -1,0 +1,257 @@
+#include "lib/reference.h"
+
+#include <algorithm>
+#include <cfloat>
+#include <cmath>
+#include <limits>
+
+#include "lib/validate.h"
+
+namespace fovea {
+namespace {
+
+constexpr double kUlp = 0x1p-24;
+constexpr double kInf = std::numeric_limits<double>::infinity();
+
+// Row i of sequence b in head h; cu is the cu_seqlens of the tensor's side, NULL where it is padded.
+template <typename E>
+E* Row(const fovea_tensor& t, const int32_t* cu, int64_t b, int64_t h, int64_t i) {
+  return static_cast<E*>(t.data) + (cu ? cu[b] * t.stride_row : b * t.stride_batch) + h * t.stride_head + i * t.stride_row;
+}
+
+int64_t VHeadDim(const fovea_attention_params& p) { return p.v_head_dim ? p.v_head_dim : p.head_dim; }
+
+int64_t MaskColumns(const fovea_attention_params& p, int64_t b) {
+  return p.mask_kv_len ? p.mask_kv_len : p.cu_seqlens_kv ? KvLen(p, b) : p.kv_len;
+}
+
+// The column of mask and bias for key j; negative before the first column of a right-aligned one.
+int64_t MaskColumn(const fovea_attention_params& p, int64_t b, int64_t j) {
+  return p.mask_align == FOVEA_MASK_ALIGN_RIGHT ? j - (KvLen(p, b) - MaskColumns(p, b)) : j;
+}
+
+// Element of mask or bias.
+template <typename E>
+E MaskElement(const fovea_attention_params& p, const fovea_tensor& t, int64_t b, int64_t h, int64_t i, int64_t column) {
+  return Row<const E>(t, nullptr, b, h, i + (p.mask_offsets ? p.mask_offsets[b] : 0))[column * t.stride_col];
+}
+
+double Finite(double x) { return std::isfinite(x) ? x : 0; }
+
+}  // namespace
+
+bool Permitted(const fovea_attention_params& p, int64_t b, int64_t h, int64_t i, int64_t j) {
+  const int64_t pos = i + PositionOffset(p, b);
+  if (p.causal && j > pos) return false;
+  if (p.window_left >= 0 && pos - j > p.window_left) return false;
+  if (p.window_right >= 0 && j - pos > p.window_right) return false;
+  if (!p.mask.data && !p.bias.data) return true;
+  const int64_t column = MaskColumn(p, b, j);
+  if (column < 0) return true;
+  if (column >= MaskColumns(p, b)) return false;
+  if (p.mask.data && MaskElement<uint8_t>(p, p.mask, b, h, i, column) == 0) return false;
+  return !(p.bias.data && MaskElement<float>(p, p.bias, b, h, i, column) == -INFINITY);
+}
+
+template <typename T>
+void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t i, ReferenceRow<T>* row) {
+  const int64_t kv_len = KvLen(p, b);
+  const int64_t kv_head = h / (p.num_q_heads / p.num_kv_heads);
+  const int64_t pos = i + PositionOffset(p, b);
+  const T minus_inf = -std::numeric_limits<T>::infinity();
+  const T scale = std::isnan(p.scale) ? T{1} / std::sqrt(static_cast<T>(p.head_dim)) : static_cast<T>(p.scale);
+  const T cap = static_cast<T>(p.logits_soft_cap);
+  const bool every_key = p.scores_stage == FOVEA_SCORES_RAW || p.scores_stage == FOVEA_SCORES_SOFT_CAPPED;
+
+  row->out.assign(static_cast<size_t>(VHeadDim(p)), T{0});
+  row->scores.clear();
+  if (p.scores_stage != FOVEA_SCORES_NONE) {
+    row->scores.assign(static_cast<size_t>(p.kv_len), p.scores_stage == FOVEA_SCORES_PROBABILITIES ? T{0} : minus_inf);
+  }
+  row->magnitudes.assign(static_cast<size_t>(kv_len), 0);
+  row->dot_magnitude = row->row_magnitude = row->v_magnitude = 0;
+
+  std::vector<char> permitted(static_cast<size_t>(kv_len));
+  std::vector<T> s(static_cast<size_t>(kv_len), minus_inf);  // the scores, then their weights
+  const float* q = Row<const float>(p.q, p.cu_seqlens_q, b, h, i);
+  for (int64_t j = 0; j < kv_len; ++j) {
+    const size_t at = static_cast<size_t>(j);
+    permitted[at] = Permitted(p, b, h, i, j);
+    if (!permitted[at] && !every_key) continue;
+    const float* k = Row<const float>(p.k, p.cu_seqlens_kv, b, kv_head, j);
+    T dot = 0;
+    double magnitude = 0;
+    for (int64_t c = 0; c < p.head_dim; ++c) {
+      dot += static_cast<T>(q[c]) * static_cast<T>(k[c]);
+      magnitude += std::fabs(static_cast<double>(q[c]) * static_cast<double>(k[c]));
+    }
+    T score = scale * dot;
+    magnitude = Finite(magnitude * std::fabs(static_cast<double>(scale)));
+    if (p.scores_stage == FOVEA_SCORES_RAW) row->scores[at] = score;
+    if (cap > 0) score = cap * std::tanh(score / cap);
+    if (p.scores_stage == FOVEA_SCORES_SOFT_CAPPED) row->scores[at] = score;
+    row->magnitudes[at] = magnitude;
+    if (!permitted[at]) continue;
+
+    row->dot_magnitude = std::max(row->dot_magnitude, magnitude);
+    if (p.bias.data) {
+      const int64_t column = MaskColumn(p, b, j);
+      const float bias = column < 0 ? 0.0f : MaskElement<float>(p, p.bias, b, h, i, column);
+      score += static_cast<T>(bias);
+      row->magnitudes[at] += Finite(std::fabs(static_cast<double>(bias)));
+    }
+    if (p.alibi_slopes) {
+      const T slope = static_cast<T>(p.alibi_slopes[b * p.alibi_stride_batch + h]);
+      const T term = slope * static_cast<T>(std::abs(j - pos));
+      score -= term;
+      row->magnitudes[at] += std::fabs(static_cast<double>(term));
+    }
+    // A comparison that NaN fails, so that it stays.
+    if ((p.bias.data || p.alibi_slopes) && score < static_cast<T>(-FLT_MAX)) score = static_cast<T>(-FLT_MAX);
+    if (p.scores_stage == FOVEA_SCORES_BIASED) row->scores[at] = score;
+    s[at] = score;
+  }
+
+  const T sink = p.sinks ? static_cast<T>(p.sinks[h]) : minus_inf;
+  T max = sink;
+  for (T score : s) max = score > max ? score : max;
+  const T shift = max == minus_inf ? T{0} : max;  // no finite score: exp(-inf - 0) = 0
+  T sum = 0;
+  std::vector<T> weights(s.size(), T{0});
+  for (size_t j = 0; j < s.size(); ++j) {
+    if (!permitted[j]) continue;
+    weights[j] = std::exp(s[j] - shift);
+    sum += weights[j];
+  }
+  const T sink_weight = p.sinks ? std::exp(sink - shift) : T{0};
+  sum += sink_weight;
+  const bool empty = sum == T{0};
+  row->lse = empty ? minus_inf : shift + std::log(sum);
+  if (static_cast<double>(sink_weight) >= kUlp * static_cast<double>(sum) && !empty) {
+    row->row_magnitude = Finite(std::fabs(static_cast<double>(sink)));
+  }
+  for (int64_t j = 0; j < kv_len; ++j) {
+    const size_t at = static_cast<size_t>(j);
+    if (!permitted[at]) continue;
+    const T weight = empty ? T{0} : weights[at] / sum;
+    if (p.scores_stage == FOVEA_SCORES_PROBABILITIES) row->scores[at] = weight;
+    if (static_cast<double>(weight) >= kUlp && s[at] > static_cast<T>(-FLT_MAX)) {
+      row->row_magnitude = std::max(row->row_magnitude, row->magnitudes[at]);
+    }
+    const float* v = Row<const float>(p.v, p.cu_seqlens_kv, b, kv_head, j);
+    for (int64_t c = 0; c < VHeadDim(p); ++c) {
+      if (!empty) row->out[static_cast<size_t>(c)] += weight * static_cast<T>(v[c]);
+      row->v_magnitude = std::max(row->v_magnitude, Finite(std::fabs(static_cast<double>(v[c]))));
+    }
+  }
+}
+
+template void EvaluateRow(const fovea_attention_params&, int64_t, int64_t, int64_t, ReferenceRow<double>*);
+template void EvaluateRow(const fovea_attention_params&, int64_t, int64_t, int64_t, ReferenceRow<float>*);
+
+namespace {
+
+// One compared element; the bound is known only when the whole head has been seen.
+struct Difference {
+  double error = 0, naive = 0, magnitude = 0;
+  int64_t i = 0, c = 0;
+  double got = 0, want = 0;
+};
+
+enum class Infinite { kExact, kMayBeNan };
+
+double Distance(double got, double want, Infinite infinite) {
+  if (std::isnan(want)) return std::isnan(got) ? 0 : kInf;
+  if (std::isinf(want)) return got == want || (infinite == Infinite::kMayBeNan && std::isnan(got)) ? 0 : kInf;
+  return std::isfinite(got) ? std::fabs(got - want) : kInf;
+}
+
+// Appends the elements of one row, or only the worst of those that share a magnitude, which is all that the bound needs.
+void Compare(const float* got, int64_t got_stride, const std::vector<double>& want, const std::vector<float>& naive, int64_t i,
+             Infinite infinite, const double* magnitudes, double magnitude, std::vector<Difference>* all) {
+  Difference worst;
+  worst.error = -1;
+  double worst_naive = 0;
+  for (size_t c = 0; c < want.size(); ++c) {
+    Difference d;
+    d.i = i;
+    d.c = static_cast<int64_t>(c);
+    d.got = static_cast<double>(got[d.c * got_stride]);
+    d.want = want[c];
+    d.error = Distance(d.got, d.want, infinite);
+    d.naive = Finite(Distance(static_cast<double>(naive[c]), d.want, infinite));
+    if (magnitudes) {
+      d.magnitude = magnitudes[c];
+      all->push_back(d);
+    } else if (d.error > worst.error) {
+      worst = d;
+    }
+    worst_naive = std::max(worst_naive, d.naive);
+  }
+  if (magnitudes || want.empty()) return;
+  worst.magnitude = magnitude;
+  worst.naive = worst_naive;
+  all->push_back(worst);
+}
+
+// Judges a head's differences; unit is what the bound is relative to, floor_magnitude holds for the whole head.
+void Judge(const std::vector<Difference>& all, double unit, double floor_magnitude, int64_t b, int64_t h, OutputCheck* check) {
+  for (const Difference& d : all) {
+    const double floor = 4 * kUlp * (1 + std::max(floor_magnitude, d.magnitude)) * unit;
+    // A result among the subnormal numbers cannot be closer than their spacing.
+    const double bound = std::max({floor, 2 * d.naive, 4.0 * static_cast<double>(FLT_TRUE_MIN)});
+    const double scale = unit > 0 ? 1 / unit : 1;
+    check->error = std::max(check->error, d.error * scale);
+    check->naive = std::max(check->naive, d.naive * scale);
+    if (d.error / bound <= check->ratio) continue;
+    check->ratio = d.error / bound;
+    check->b = b;
+    check->h = h;
+    check->i = d.i;
+    check->c = d.c;
+    check->got = d.got;
+    check->want = d.want;
+    check->bound = bound;
+  }
+}
+
+}  // namespace
+
+AttentionCheck CheckAttention(const fovea_attention_params& p, int64_t row_step) {
+  AttentionCheck check;
+  ReferenceRow<double> oracle;
+  ReferenceRow<float> naive;
+  std::vector<Difference> out, lse, scores;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    for (int64_t h = 0; h < p.num_q_heads; ++h) {
+      out.clear();
+      lse.clear();
+      scores.clear();
+      double dot_magnitude = 0, v_magnitude = 0;
+      for (int64_t i = 0; i < QLen(p, b); i += row_step) {
+        EvaluateRow(p, b, h, i, &oracle);
+        EvaluateRow(p, b, h, i, &naive);
+        dot_magnitude = std::max(dot_magnitude, oracle.dot_magnitude);
+        v_magnitude = std::max(v_magnitude, oracle.v_magnitude);
+        Compare(Row<const float>(p.out, p.cu_seqlens_q, b, h, i), 1, oracle.out, naive.out, i, Infinite::kMayBeNan, nullptr,
+                oracle.row_magnitude, &out);
+        if (p.lse.data) {
+          Compare(Row<const float>(p.lse, p.cu_seqlens_q, b, h, i), 1, {oracle.lse}, {naive.lse}, i, Infinite::kExact,
+                  nullptr, std::max(oracle.row_magnitude, Finite(std::fabs(oracle.lse))), &lse);
+        }
+        if (p.scores.data) {
+          oracle.magnitudes.resize(oracle.scores.size(), 0);
+          const bool probabilities = p.scores_stage == FOVEA_SCORES_PROBABILITIES;
+          Compare(Row<const float>(p.scores, p.cu_seqlens_q, b, h, i), p.scores.stride_col, oracle.scores, naive.scores, i,
+                  Infinite::kExact, probabilities ? nullptr : oracle.magnitudes.data(), oracle.row_magnitude, &scores);
+        }
+      }
+      Judge(out, v_magnitude, dot_magnitude, b, h, &check.out);
+      Judge(lse, 1, dot_magnitude, b, h, &check.lse);
+      Judge(scores, 1, p.scores_stage == FOVEA_SCORES_PROBABILITIES ? dot_magnitude : 0, b, h, &check.scores);
+    }
+  }
+  return check;
+}
+
+}  // namespace fovea

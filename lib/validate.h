@@ -1,0 +1,44 @@
+// Every argument check of the C ABI. Nothing else in the library checks arguments; everything behind it may rely on them.
+#ifndef FOVEA_LIB_VALIDATE_H_
+#define FOVEA_LIB_VALIDATE_H_
+
+#include "fovea/fovea.h"
+
+namespace fovea {
+
+// Lengths and positions stay within +-2^30, so that a distance j - pos(i) fits int32 in the kernels.
+constexpr int64_t kMaxLength = (int64_t{1} << 30) - 1;
+
+// Whether tensors' data pointers (NULL, alignment, overlap) and the values of alibi_slopes are checked as well. kNo serves workspace
+// queries: dtypes and strides must be right, data may be missing.
+enum class CheckData { kNo, kYes };
+
+// Copies *user into *p at this library's own size (a longer struct's tail must be zero, a shorter one's tail is defaulted), checks
+// it, and resolves defaults: v_head_dim, scale (never NaN after this), a window that reaches past every key becomes -1 (so windows
+// fit int32). Strides that no index uses (extent at most 1, stride_batch of a packed tensor) become 0. No dimension spans more
+// than 2^56 elements, and no product of extents (batch, heads, rows or total, head_dim) exceeds that.
+// Lengths and offset arrays are read and checked; tensor data is not read. mask_kv_len keeps 0 for "each sequence's kv_len".
+fovea_status CheckParams(const fovea_attention_params* user, CheckData data, fovea_attention_params* p);
+
+// As CheckParams; NULL gives the default exec (which the caller passes, already checked). num_threads keeps 0.
+fovea_status CheckExec(const fovea_exec* user, const fovea_exec& fallback, fovea_exec* e);
+
+fovea_status CheckMerge(int32_t n, const fovea_tensor* outs, const fovea_tensor* lses, int64_t batch, int64_t num_heads,
+                        int64_t rows, int64_t v_head_dim, const fovea_tensor* out, const fovea_tensor* lse);
+
+// Of checked params: sequence b's lengths, and the row of q (k) at which it begins in a packed tensor, 0 where padded.
+inline int64_t QLen(const fovea_attention_params& p, int64_t b) {
+  return p.cu_seqlens_q ? p.cu_seqlens_q[b + 1] - p.cu_seqlens_q[b] : p.q_lens ? p.q_lens[b] : p.q_len;
+}
+inline int64_t KvLen(const fovea_attention_params& p, int64_t b) {
+  return p.cu_seqlens_kv ? p.cu_seqlens_kv[b + 1] - p.cu_seqlens_kv[b] : p.kv_lens ? p.kv_lens[b] : p.kv_len;
+}
+// pos(i) = i + PositionOffset(p, b).
+inline int64_t PositionOffset(const fovea_attention_params& p, int64_t b) {
+  return (p.q_offsets ? p.q_offsets[b] : p.q_offset) +
+         (p.q_align == FOVEA_Q_ALIGN_BOTTOM_RIGHT ? KvLen(p, b) - QLen(p, b) : 0);
+}
+
+}  // namespace fovea
+
+#endif  // FOVEA_LIB_VALIDATE_H_

@@ -1,0 +1,327 @@
+#!/usr/bin/env python3
+"""The fovea command against NumPy: what it computes, reads, writes and refuses.
+
+    tests/cli_test.py build/tools/fovea
+"""
+import json
+import os
+import pathlib
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+
+from checks import Checks, equal
+
+DATA = pathlib.Path(__file__).resolve().parent / "data"
+fovea = pathlib.Path(sys.argv[1]).resolve()
+random = np.random.default_rng(1)
+checks = Checks()
+
+
+def run(*args, status=0, **env):
+    done = subprocess.run([str(fovea), *map(str, args)], capture_output=True, text=True, env={**os.environ, **env})
+    if done.returncode != status:
+        raise AssertionError(f"{' '.join(map(str, args))}: exit status {done.returncode}, {status} is wanted\n"
+                             f"{done.stdout}{done.stderr}")
+    return done
+
+
+def refused(part, *args, **env):
+    """Exit status 2, one line on stderr that holds part, and nothing else."""
+    done = run(*args, status=2, **env)
+    equal(done.stdout, "", "stdout")
+    equal((done.stderr.count("\n"), done.stderr[-1:]), (1, "\n"), f"lines of {done.stderr!r}")
+    if part not in done.stderr:
+        raise AssertionError(f"{done.stderr!r} does not say {part!r}")
+
+
+def normal(*shape):
+    return random.standard_normal(shape).astype(np.float32)
+
+
+def attention(q, k, v, mask=True, bias=0.0, scale=None, cap=0):
+    """In float64, the arrays as [batch, heads, rows, dim], mask and bias as NumPy broadcasts them: (out, lse, weights)."""
+    q, k, v = (a.astype(np.float64) for a in (q, k, v))
+    group = q.shape[1] // k.shape[1]
+    k, v = k.repeat(group, axis=1), v.repeat(group, axis=1)
+    s = (q @ k.transpose(0, 1, 3, 2)) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    if cap:
+        s = cap * np.tanh(s / cap)
+    s = np.where(mask, s + bias, -np.inf)
+    top = s.max(-1, keepdims=True, initial=-1e300)
+    p = np.exp(s - top)
+    total = p.sum(-1, keepdims=True)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        lse = np.where(total > 0, top + np.log(total), -np.inf)[..., 0]
+        p = np.where(total > 0, p / total, 0)
+    return p @ v, lse, p
+
+
+class Folder:
+    """Arrays as files of a directory of their own."""
+
+    def __init__(self, **arrays):
+        self.directory = tempfile.TemporaryDirectory(prefix="fovea_cli_")
+        self.path = pathlib.Path(self.directory.name)
+        for name, array in arrays.items():
+            np.save(self / f"{name}.npy", array)
+
+    def __truediv__(self, name):
+        return self.path / name
+
+    def names(self):
+        return sorted(os.listdir(self.path))
+
+    def args(self, *more):
+        """attend --q .. --k .. --v .., and more with {} as this directory."""
+        base = ["attend"]
+        for name in "qkv":
+            base += [f"--{name}", self / f"{name}.npy"]
+        return base + [str(arg).replace("{}", str(self.path)) for arg in more]
+
+
+def computes(q, k, v, options=(), files=None, **reference):
+    """attend gives what NumPy gives, in files that NumPy reads. files: the arrays of --mask and --bias."""
+    files = files or {}
+    folder = Folder(q=q, k=k, v=v, **files)
+    given = [part for name in files for part in (f"--{name}", f"{{}}/{name}.npy")]
+    run(*folder.args(*given, *options, "--out", "{}/o.npy", "--lse", "{}/l.npy", "--weights", "{}/w.npy", "--check", "--repeat", 1))
+    four = [a if a.ndim == 4 else a[None] for a in (q, k, v)]
+    want = attention(*four, **reference)
+    for name, expected in zip("olw", want):
+        got = np.load(folder / f"{name}.npy")
+        equal(got.dtype.str, "<f4", "dtype")
+        equal(got.shape, expected.shape[4 - q.ndim:], f"shape of {name}")
+        if q.ndim == 3:
+            expected = expected[0]
+        np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+    equal(folder.names(), sorted(f"{name}.npy" for name in [*"qkvolw", *files]), "files")
+
+
+# ---- what it computes -------------------------------------------------------------------------------------------------
+
+B, HQ, HK, S, K, D, DV = 2, 4, 2, 5, 9, 8, 3
+q, k, v = normal(B, HQ, S, D), normal(B, HK, K, D), normal(B, HK, K, DV)
+i, j = np.arange(S)[:, None], np.arange(K)[None, :]
+
+for name, options, reference in (
+        ("grouped heads, v_dim unlike dim", [], {}),
+        ("--scale", ["--scale", "-0.3"], {"scale": float(np.float32(-0.3))}),
+        ("--soft-cap", ["--soft-cap", 1.5], {"cap": 1.5}),
+        ("--causal", ["--causal"], {"mask": j <= i}),
+        ("--causal --q-offset 2", ["--causal", "--q-offset", 2], {"mask": j <= i + 2}),
+        ("--causal --q-offset -2", ["--causal", "--q-offset", -2], {"mask": j <= i - 2}),
+        ("--causal --q-offset bottom-right", ["--causal", "--q-offset", "bottom-right"], {"mask": j <= i + K - S}),
+        ("windows", ["--window-left", 1, "--window-right", 2], {"mask": (j >= i - 1) & (j <= i + 2)}),
+        ("--threads 1", ["--threads", 1], {})):
+    checks.run(f"cli: {name}", lambda: computes(q, k, v, options, **reference))
+checks.run("cli: 3 dimensions are a batch of 1", computes, q[0], k[0], v[0])
+checks.run("cli: 0 keys", computes, q, k[:, :, :0], v[:, :, :0])
+checks.run("cli: 0 queries", computes, q[:, :, :0], k, v)
+
+keep = random.random((B, HQ, S, K)) < 0.6
+keep[..., 0] = True
+for name, saved, full in (("[keys]", keep[0, 0, 0], keep[0, 0, 0]),
+                          ("[batch, keys]", keep[:, 0, 0], keep[:, :1, :1]),
+                          ("[1, keys]", keep[0, 0, :1], keep[0, 0, :1]),
+                          ("[queries, keys]", keep[0, 0], keep[0, 0]),
+                          ("[queries, 1]", keep[0, 0, :, 1:2], keep[0, 0, :, 1:2]),
+                          ("[heads, queries, keys]", keep[0], keep[0]),
+                          ("[1, queries, keys]", keep[0, :1], keep[0, :1]),
+                          ("[batch, 1, 1, keys]", keep[:, :1, :1], keep[:, :1, :1]),
+                          ("[batch, 1, queries, keys]", keep[:, :1], keep[:, :1]),
+                          ("[batch, heads, queries, keys]", keep, keep)):
+    checks.run(f"cli: bool mask {name}", lambda: computes(q, k, v, files={"mask": saved}, mask=full))
+    checks.run(f"cli: uint8 mask {name}", lambda: computes(q, k, v, files={"mask": saved * np.uint8(3)}, mask=full))
+    bias = np.where(full, normal(*full.shape), np.float32(-np.inf)).astype(np.float32)
+    checks.run(f"cli: bias {name}", lambda: computes(q, k, v, files={"bias": bias.reshape(saved.shape)}, bias=bias))
+
+
+def minilm():
+    layer = {name: DATA / f"minilm_{name}.npy" for name in ("q", "k", "v", "valid", "out", "lse")}
+    done = run("attend", "--q", layer["q"], "--k", layer["k"], "--v", layer["v"], "--mask", layer["valid"], "--expect", layer["out"],
+               "--expect-lse", layer["lse"], "--tolerance", 2e-6, "--check")
+    equal(done.stdout.count(": ok\n"), 4, f"comparisons that are ok in\n{done.stdout}")
+
+
+checks.run("cli: the MiniLM layer, within 2e-6 of the model's own result", minilm)
+
+
+# ---- what it compares -------------------------------------------------------------------------------------------------
+
+def past_tolerance():
+    """Exit status 1 where an expected array differs, and the outputs are written all the same."""
+    folder = Folder(q=q, k=k, v=v)
+    run(*folder.args("--out", "{}/o.npy", "--lse", "{}/l.npy"))
+    run(*folder.args("--expect", "{}/o.npy", "--expect-lse", "{}/l.npy"))
+    for name in "ol":
+        right = np.load(folder / f"{name}.npy")
+        option = "--expect" if name == "o" else "--expect-lse"
+        for wrong in (right[0, 0, 0].flat[0] + np.float32(1e-3), np.nan, np.inf, -np.inf):
+            changed = right.copy()
+            changed.flat[0] = wrong
+            np.save(folder / "wrong.npy", changed)
+            done = run(*folder.args(option, "{}/wrong.npy", "--out", "{}/again.npy"), status=1)
+            if "PAST TOLERANCE" not in done.stdout:
+                raise AssertionError(done.stdout)
+            os.remove(folder / "again.npy")
+        run(*folder.args(option, "{}/wrong.npy", "--tolerance", "inf"))
+
+
+def infinities_agree():
+    """A row with no permitted key: out 0, lse -inf, equal to an expected -inf."""
+    folder = Folder(q=q, k=k, v=v, mask=np.zeros(K, bool), o=np.zeros((B, HQ, S, DV), np.float32),
+                    l=np.full((B, HQ, S), -np.inf, np.float32))
+    run(*folder.args("--mask", "{}/mask.npy", "--expect", "{}/o.npy", "--expect-lse", "{}/l.npy", "--check"))
+
+
+checks.run("cli: past tolerance is exit status 1", past_tolerance)
+checks.run("cli: -inf equals -inf", infinities_agree)
+
+
+# ---- what it says -----------------------------------------------------------------------------------------------------
+
+def info():
+    about = json.loads(run("info", "--json").stdout)
+    chosen = [target for target in about["targets"] if target["chosen"]]
+    equal([target["name"] for target in chosen], [about["target"]], "the chosen target")
+    equal(chosen[0]["runnable"], True, "runnable")
+    equal(about["why"], "best", "why")
+    if about["threads"] < 1 or chosen[0]["vector_bytes"] < 4 or not about["cpu"]:
+        raise AssertionError(about)
+    text, folder = run("info").stdout, Folder(q=q, k=k, v=v)
+    for part in (about["cpu"], about["version"], *(target["name"] for target in about["targets"])):
+        if part not in text:
+            raise AssertionError(f"{text!r} does not say {part!r}")
+    for target in about["targets"]:
+        if target["runnable"]:
+            about = json.loads(run("info", "--json", FOVEA_TARGET=target["name"]).stdout)
+            equal((about["target"], about["why"]), (target["name"], "FOVEA_TARGET"), "target and why")
+        else:
+            refused(target["name"], "info", FOVEA_TARGET=target["name"])
+            refused(target["name"], *folder.args("--target", target["name"]))
+
+
+def target_of_attend():
+    names = [target["name"] for target in json.loads(run("info", "--json").stdout)["targets"] if target["runnable"]]
+    folder = Folder(q=q, k=k, v=v)
+    for name in names:
+        done = run(*folder.args("--target", name, "--check"))
+        if f"target    {name}," not in done.stdout:
+            raise AssertionError(done.stdout)
+
+
+checks.run("cli: info", info)
+checks.run("cli: info of an unknown target", lambda: refused("AVX9", "info", FOVEA_TARGET="AVX9"))
+checks.run("cli: attend --target", target_of_attend)
+checks.run("cli: --help and --version", lambda: [run(*args) for args in (["--help"], ["attend", "--help"], ["--version"])])
+
+
+# ---- what it refuses --------------------------------------------------------------------------------------------------
+
+def refuses(part, *options, **arrays):
+    """attend with these arrays in place of the good ones is refused, and leaves its outputs, old or new, alone."""
+    folder = Folder(**{"q": q, "k": k, "v": v, **arrays})
+    (folder / "l.npy").write_text("old")
+    before = folder.names()
+    refused(part, *folder.args("--out", "{}/o.npy", "--lse", "{}/l.npy", *options))
+    equal(folder.names(), before, "files")
+    equal((folder / "l.npy").read_text(), "old", "l.npy")
+
+
+square = normal(B, HQ, B, D)
+for name, part, options, arrays in (
+        ("float64", "dtype float64", [], {"q": q.astype(np.float64)}),
+        ("float16", "dtype float16", [], {"k": k.astype(np.float16)}),
+        ("an integer v", "dtype int32", [], {"v": v.astype(np.int32)}),
+        ("a bool q", "--q wants float32", [], {"q": q > 0}),
+        ("big-endian", "big-endian", [], {"q": q.astype(">f4")}),
+        ("Fortran order", "Fortran order", [], {"q": np.asfortranarray(q)}),
+        ("2 dimensions", "--q wants", [], {"q": q[0, 0]}),
+        ("5 dimensions", "--k wants", [], {"k": k[None]}),
+        ("batches that differ", "batch", [], {"k": k[:1]}),
+        ("dims that differ", "dim", [], {"k": k[..., :-1]}),
+        ("key counts that differ", "rows", [], {"v": v[:, :, :-1]}),
+        ("kv head counts that differ", "heads", [], {"v": v[:, :1]}),
+        ("heads that do not divide", "num_kv_heads", [], {"q": q[:, :3]}),
+        ("a dim of 0", "dim", [], {"v": v[..., :0]}),
+        ("a batch of 0", "batch", [], {name: a[:0] for name, a in (("q", q), ("k", k), ("v", v))}),
+        ("a mask that does not broadcast", "does not broadcast", ["--mask", "{}/m.npy"], {"m": np.ones((B, 1, S, K - 1), bool)}),
+        ("a mask of 5 dimensions", "at most 4", ["--mask", "{}/m.npy"], {"m": np.ones((1, 1, 1, 1, K), bool)}),
+        ("a mask that could be two things", "could be", ["--mask", "{}/m.npy"], {"q": square, "m": np.ones((B, K), bool)}),
+        ("a float mask", "--bias", ["--mask", "{}/m.npy"], {"m": np.ones(K, np.float32)}),
+        ("a bool bias", "--bias wants float32", ["--bias", "{}/m.npy"], {"m": np.ones(K, bool)}),
+        ("an expected array of another shape", "--expect wants", ["--expect", "{}/e.npy"], {"e": q}),
+        ("an expected lse of another shape", "--expect-lse wants", ["--expect-lse", "{}/e.npy"], {"e": q}),
+        ("a missing file", "No such file", ["--bias", "{}/none.npy"], {}),
+        ("an output folder that is not there", "No such file", ["--weights", "{}/none/w.npy"], {}),
+        ("two outputs of one name", "two outputs", ["--weights", "{}/o.npy"], {}),
+        ("an output folder that is a file", "Not a directory", ["--weights", "{}/q.npy/w.npy"], {}),
+        ("an output that is a folder", "not a regular file", ["--weights", "{}"], {}),
+        ("an output that is a device", "not a regular file", ["--weights", "/dev/null"], {}),
+        ("--scale nan", "--scale", ["--scale", "nan"], {}),
+        ("--scale inf", "scale", ["--scale", "inf"], {}),
+        ("--scale x", "--scale", ["--scale", "x"], {}),
+        ("--soft-cap -1", "logits_soft_cap", ["--soft-cap", "-1"], {}),
+        ("--window-left -2", "window_left", ["--window-left", "-2"], {}),
+        ("--window-left of 2^64", "--window-left", ["--window-left", str(2 ** 64)], {}),
+        ("--window-left 1.5", "--window-left", ["--window-left", "1.5"], {}),
+        ("--q-offset of 2^30", "q_offset", ["--q-offset", str(2 ** 30)], {}),
+        ("--q-offset of 2^64", "--q-offset", ["--q-offset", str(2 ** 64)], {}),
+        ("--q-offset top", "--q-offset", ["--q-offset", "top"], {}),
+        ("--q-offset of nothing", "--q-offset", ["--q-offset", ""], {}),
+        ("--threads -1", "num_threads", ["--threads", "-1"], {}),
+        ("--repeat 0", "--repeat", ["--repeat", "0"], {}),
+        ("--tolerance -1", "--tolerance", ["--tolerance", "-1"], {}),
+        ("--tolerance nan", "--tolerance", ["--tolerance", "nan"], {}),
+        ("--target AVX9", "AVX9", ["--target", "AVX9"], {}),
+        ("an unknown option", "--frobnicate", ["--frobnicate"], {}),
+        ("an option without its value", "--mask", ["--mask"], {}),
+        ("a word too many", "word", ["word"], {})):
+    checks.run(f"cli: refuses {name}", lambda: refuses(part, *options, **arrays))
+
+checks.run("cli: refuses no subcommand", refused, "subcommand")
+checks.run("cli: refuses an unknown subcommand", refused, "dance", "dance")
+checks.run("cli: refuses attend without --v", refused, "--v", "attend", "--q", "q.npy", "--k", "k.npy")
+
+
+def npy_versions():
+    folder = Folder(q=q, k=k, v=v)
+    run(*folder.args("--out", "{}/want.npy"))
+    for version in ((1, 0), (2, 0), (3, 0)):
+        with open(folder / "q.npy", "wb") as file:
+            np.lib.format.write_array(file, q, version=version)
+        run(*folder.args("--expect", "{}/want.npy", "--tolerance", 0, "--threads", 1))
+
+
+def damaged():
+    folder = Folder(q=q, k=k, v=v)
+    whole = (folder / "q.npy").read_bytes()
+    for part, content in (("empty", b""), ("not a .npy", b"hello, world, and more"), ("truncated", whole[:-1]), ("truncated", whole[:50]),
+                          ("oversized", whole + b"\0"), ("damaged", whole.replace(b"'descr'", b"'desc' "))):
+        (folder / "q.npy").write_bytes(content)
+        refused(part, *folder.args("--out", "{}/o.npy"))
+    equal(folder.names(), ["k.npy", "q.npy", "v.npy"], "files")
+
+
+def full_disk():
+    """An output that cannot be written whole leaves nothing behind: here, past the limit of a file's size."""
+    def small_files():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
+
+    folder = Folder(q=q, k=k, v=v)
+    done = subprocess.run([str(fovea), *map(str, folder.args("--lse", "{}/l.npy", "--out", "{}/o.npy"))], stderr=subprocess.PIPE,
+                          stdout=subprocess.DEVNULL, text=True, preexec_fn=small_files)
+    equal(done.returncode, 2, "exit status")
+    equal(folder.names(), ["k.npy", "q.npy", "v.npy"], "files")
+
+
+checks.run("cli: .npy versions as NumPy writes them", npy_versions)
+checks.run("cli: damaged files", damaged)
+checks.run("cli: a full disk", full_disk)
+checks.exit()

@@ -1,0 +1,43 @@
+// The fovea command: what main() in fovea_cli.cc hands to its subcommands.
+#ifndef FOVEA_TOOLS_CLI_H_
+#define FOVEA_TOOLS_CLI_H_
+
+#include <cstdint>
+#include <optional>
+#include <string>
+
+#include "fovea/fovea.h"
+#include "tools/npy.h"
+
+namespace fovea::tools {
+
+enum ExitCode { kExitOk = 0, kExitPastTolerance = 1, kExitBadInput = 2 };
+
+inline void ThrowOnError(fovea_status status) {
+  if (status != FOVEA_OK) throw InputError(fovea_last_error());
+}
+
+struct AttendOptions {
+  std::string q, k, v;              // paths; the following ones are empty where not given
+  std::string mask, bias;
+  std::string out, lse, weights;    // written
+  std::string expect, expect_lse;   // compared with
+  std::string q_offset;             // a number or "bottom-right"
+  std::string target;
+  std::optional<float> scale;
+  std::optional<double> tolerance;
+  float soft_cap = 0;
+  int64_t window_left = -1, window_right = -1;
+  int32_t threads = 0;
+  int32_t repeat = 5;
+  bool causal = false;
+  bool check = false;
+};
+
+// Print to stdout and give the exit code; throw InputError on bad input, before anything is written.
+int RunInfo(bool json);
+int RunAttend(const AttendOptions& options);
+
+}  // namespace fovea::tools
+
+#endif  // FOVEA_TOOLS_CLI_H_

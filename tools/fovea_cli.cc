@@ -1,0 +1,117 @@
+// The fovea command: `fovea info` says what would run on this CPU, `fovea attend` computes attention over .npy files.
+#include <fmt/format.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <charconv>
+#include <cstdio>
+#include <new>
+#include <string>
+
+#include "tools/cli.h"
+
+namespace fovea::tools {
+namespace {
+
+constexpr const char* kAttendHelp = R"(softmax(scale * Q K^T + bias, masked) V over .npy files
+
+Arrays are float32, C order: Q [batch, q_heads, queries, dim], K [batch, kv_heads, keys, dim], V [batch, kv_heads, keys, v_dim].
+q_heads is a multiple of kv_heads. Arrays of 3 dimensions are a batch of 1; outputs then have no batch dimension either.
+
+Mask (bool or uint8, non-zero = may attend) and bias (float32, added to the scores; -inf forbids) broadcast to
+[batch, q_heads, queries, keys] as NumPy does, from the last dimension; any of them may be 1:
+  [keys]   [heads, queries, keys]   [batch, heads, queries, keys]
+  [n, keys]  with n = batch: each sequence's key padding mask; with n = queries: one mask for all of them.
+             Where batch = queries it could be either and is refused: save it as [batch, 1, 1, keys] or [1, queries, keys].)";
+
+constexpr const char* kAttendFooter = R"(Exit status: 0 done, 1 an error past tolerance (outputs are written all the same), 2 bad input (nothing is written).
+Example: fovea attend --q Q.npy --k K.npy --v V.npy --causal --out O.npy --check)";
+
+// CLI11 2.1 takes a number past int64 as the largest one.
+bool IsWhole(const std::string& text) {
+  int64_t value;
+  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  return error == std::errc() && end == text.data() + text.size();
+}
+
+void AddAttendOptions(CLI::App* attend, AttendOptions* o) {
+  const CLI::Validator whole([](const std::string& text) { return IsWhole(text) ? "" : text + ": a whole number is wanted"; }, "");
+  const CLI::Validator offset(
+      [](const std::string& text) {
+        return IsWhole(text) || text == "bottom-right" ? "" : text + ": a whole number or bottom-right is wanted";
+      },
+      "");
+  attend->add_option("--q", o->q, "queries")->required()->type_name("Q.npy");
+  attend->add_option("--k", o->k, "keys")->required()->type_name("K.npy");
+  attend->add_option("--v", o->v, "values")->required()->type_name("V.npy");
+  attend->add_option("--mask", o->mask, "boolean mask, non-zero = may attend")->type_name("M.npy");
+  attend->add_option("--bias", o->bias, "added to the scores")->type_name("B.npy");
+  attend->add_flag("--causal", o->causal, "key j is seen by query i where j <= pos(i) = i + q-offset");
+  attend->add_option("--q-offset", o->q_offset, "a number; or bottom-right: the last query stands at the last key")
+      ->type_name("N|bottom-right")
+      ->check(offset);
+  attend->add_option("--window-left", o->window_left, "keys from pos(i) - N on->check(whole); -1 = all")->type_name("N");
+  attend->add_option("--window-right", o->window_right, "keys up to pos(i) + N->check(whole); -1 = all")->type_name("N");
+  attend->add_option("--soft-cap", o->soft_cap, "scores become X * tanh(score / X); 0 = none")->type_name("X");
+  attend->add_option("--scale", o->scale, "default 1 / sqrt(dim)")->type_name("X");
+  attend->add_option("--out", o->out, "write the result, [batch, q_heads, queries, v_dim]")->type_name("O.npy");
+  attend->add_option("--lse", o->lse, "write log(sum(exp(scores))), [batch, q_heads, queries]")->type_name("L.npy");
+  attend->add_option("--weights", o->weights, "write the softmax, [batch, q_heads, queries, keys]")->type_name("W.npy");
+  attend->add_option("--expect", o->expect, "compare the result with this array")->type_name("O.npy");
+  attend->add_option("--expect-lse", o->expect_lse, "compare the log-sum-exp with this array")->type_name("L.npy");
+  attend->add_flag("--check", o->check, "compare with an evaluation in float64 (slow: a plain loop on one thread)");
+  attend
+      ->add_option("--tolerance", o->tolerance,
+                   "of --expect, absolute; of --expect-lse, relative to max(1, |value|). "
+                   "Default 2e-6, for --expect times max(1, largest |V|)")
+      ->type_name("X");
+  attend->add_option("--threads", o->threads, "default: all that OpenMP would use")->type_name("N")->check(whole);
+  attend->add_option("--target", o->target, "instruction set, one of `fovea info`")->type_name("NAME");
+  attend->add_option("--repeat", o->repeat, "timed runs after the first; the median is printed")
+      ->type_name("N")
+      ->check(whole)
+      ->capture_default_str();
+}
+
+int Main(int argc, char** argv) {
+  CLI::App app("fovea: attention on CPUs, by the best instruction set of this one", "fovea");
+  app.set_version_flag("--version", fovea_version_str());
+  app.require_subcommand(0, 1);  // with (1), "fovea dance" would not name what is wrong
+
+  bool json = false;
+  CLI::App* info = app.add_subcommand("info", "what would run here: CPU, instruction sets, tile sizes, threads");
+  info->add_flag("--json", json, "as JSON");
+
+  AttendOptions options;
+  CLI::App* attend = app.add_subcommand("attend", kAttendHelp);
+  attend->footer(kAttendFooter);
+  AddAttendOptions(attend, &options);
+
+  try {
+    app.parse(argc, argv);
+  } catch (const CLI::ParseError& error) {
+    if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return app.exit(error);  // --help, --version
+    throw InputError(error.what());
+  }
+  if (app.get_subcommands().empty()) throw InputError("a subcommand is wanted: info or attend; --help says more");
+  return attend->parsed() ? RunAttend(options) : RunInfo(json);
+}
+
+}  // namespace
+}  // namespace fovea::tools
+
+int main(int argc, char** argv) {
+  std::string problem;
+  try {
+    const int code = fovea::tools::Main(argc, argv);
+    if (std::fflush(stdout) == 0) return code;
+    problem = "standard output cannot be written";
+  } catch (const std::bad_alloc&) {
+    problem = "not enough memory for arrays of these shapes";
+  } catch (const std::exception& error) {
+    problem = error.what();
+  }
+  std::replace(problem.begin(), problem.end(), '\n', ' ');
+  fmt::print(stderr, "fovea: {}\n", problem);
+  return fovea::tools::kExitBadInput;
+}

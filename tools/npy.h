@@ -1,0 +1,49 @@
+// NumPy's .npy files, format versions 1.0 to 3.0, as numpy/lib/format.py defines them: C order, little-endian, float32, uint8, bool.
+// Everything else is refused by name.
+#ifndef FOVEA_TOOLS_NPY_H_
+#define FOVEA_TOOLS_NPY_H_
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace fovea::tools {
+
+// What is wrong with the user's input, in one line that names the file or the option.
+struct InputError : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+enum class NpyType { kF32, kU8, kBool };
+
+struct NpyArray {
+  NpyType type = NpyType::kF32;
+  std::vector<int64_t> shape;  // () is a scalar
+  std::vector<float> f32;      // the elements of kF32
+  std::vector<uint8_t> u8;     // the elements of kU8 and kBool
+};
+
+// "[2, 12, 128, 32]"
+std::string ShapeText(const std::vector<int64_t>& shape);
+
+// Throws InputError unless the file is exactly one whole array of a type above.
+NpyArray ReadNpy(const std::string& path);
+
+struct NpyOutput {
+  std::string path;
+  std::vector<int64_t> shape;
+  const float* data;
+};
+
+// Throws InputError if the files could not be written, as far as can be told before there is anything to write: the same path twice, a
+// folder that is missing or read-only, something in place that is not a regular file.
+void CheckOutputs(const std::vector<NpyOutput>& outputs);
+
+// Writes all files or none: each whole under a temporary name in its own directory, then all are renamed into place. Throws
+// InputError. A target that exists is replaced only if it is a regular file; a symbolic link is followed.
+void WriteNpy(const std::vector<NpyOutput>& outputs);
+
+}  // namespace fovea::tools
+
+#endif  // FOVEA_TOOLS_NPY_H_

@@ -1,0 +1,48 @@
+# Sourced by quickstart.sh and test.sh.
+
+# need_packages PACKAGE...: installs those Debian packages that are missing.
+need_packages() {
+  local missing=() package
+  if ! command -v apt-get > /dev/null || ! command -v dpkg-query > /dev/null; then
+    echo "This is no Debian or Ubuntu (no apt-get): install what these packages hold by hand: $*" >&2
+    local tool
+    for tool in meson ninja c++ pkg-config; do
+      command -v $tool > /dev/null || { echo "$tool is missing." >&2; return 1; }
+    done
+    return 0
+  fi
+  for package in "$@"; do
+    # dpkg-query prints "installed", "not-installed", "config-files"; nothing for a name it has never seen.
+    [ "$(dpkg-query -W -f='${db:Status-Status}' "$package" 2> /dev/null)" = installed ] || missing+=("$package")
+  done
+  [ ${#missing[@]} -gt 0 ] || return 0
+
+  local sudo=()
+  if [ "$(id -u)" -ne 0 ]; then
+    if ! command -v sudo > /dev/null; then
+      echo "Packages are missing and there is no sudo. As root: apt-get install ${missing[*]}" >&2
+      return 1
+    fi
+    sudo=(sudo)
+  fi
+  echo "Installing: ${missing[*]}"
+  "${sudo[@]}" apt-get update -qq || return 1
+  "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" > /dev/null || {
+    echo "apt-get could not install: ${missing[*]}" >&2
+    return 1
+  }
+}
+
+# configure DIRECTORY MESON_OPTION...: sets a build directory up, or gives it these options if it is there.
+configure() {
+  local directory=$1
+  shift
+  if [ -f "$directory/build.ninja" ]; then
+    meson configure "$directory" "$@"
+  else
+    rm -rf "$directory"
+    meson setup "$directory" "$@"
+  fi
+}
+
+build_packages=(g++ meson ninja-build pkg-config libhwy-dev libcli11-dev libfmt-dev nlohmann-json3-dev)
