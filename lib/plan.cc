@@ -69,7 +69,7 @@ int32_t MaxTiles(const fovea_attention_params& p, int64_t tile_lanes) {
 bool NeedsCopy(const fovea_attention_params& p) {
   const auto aliases = [](int64_t stride) {
     const int64_t r = (stride * static_cast<int64_t>(sizeof(float))) & 4095;
-    return r <= 64 || r >= 4032;
+    return stride != 0 && (r <= 64 || r >= 4032);
   };
   return aliases(p.k.stride_row) || aliases(p.v.stride_row);
 }
@@ -97,7 +97,7 @@ void Layout(const fovea_attention_params& p, uint32_t flags, const Target& targe
   const int32_t N = target.table->vector_lanes();
   const int64_t group = p.num_q_heads / p.num_kv_heads, tile_lanes = int64_t{N} * kTileVecs;
   const int64_t total_rows = TotalQRows(p);
-  int64_t rows, heads, seq_tasks, tile_tasks, tasks = 0, merges = 0, part_rows = 0, stats = 0;
+  int64_t rows = 0, heads = 0, seq_tasks = 0, tile_tasks = 0, tasks = 0, merges = 0, part_rows = 0, stats = 0;
   // Rows of the longest sequence that these arguments allow, not that they have: the bound is monotone.
   const int64_t longest = p.cu_seqlens_q ? p.total_q : p.q_len;
   bool bad = __builtin_mul_overflow(longest, group, &rows) || __builtin_mul_overflow(p.batch, p.num_kv_heads, &heads);

@@ -1,4 +1,5 @@
-// Every argument check of the C ABI. Nothing else in the library checks arguments; everything behind it may rely on them.
+// Every argument check of the C ABI. Nothing else in the library checks arguments; everything behind it may rely on
+// them.
 #ifndef FOVEA_LIB_VALIDATE_H_
 #define FOVEA_LIB_VALIDATE_H_
 
@@ -9,15 +10,16 @@ namespace fovea {
 // Lengths and positions stay within +-2^30, so that a distance j - pos(i) fits int32 in the kernels.
 constexpr int64_t kMaxLength = (int64_t{1} << 30) - 1;
 
-// Whether tensors' data pointers (NULL, alignment, overlap) and the values of alibi_slopes are checked as well. kNo serves workspace
-// queries: dtypes and strides must be right, data may be missing.
+// Whether tensors' data pointers (NULL, alignment, overlap) and the values of alibi_slopes are checked as well. kNo
+// serves workspace queries: dtypes and strides must be right, data may be missing.
 enum class CheckData { kNo, kYes };
 
-// Copies *user into *p at this library's own size (a longer struct's tail must be zero, a shorter one's tail is defaulted), checks
-// it, and resolves defaults: v_head_dim, scale (never NaN after this), a window that reaches past every key becomes -1 (so windows
-// fit int32). Strides that no index uses (extent at most 1, stride_batch of a packed tensor) become 0. No dimension spans more
-// than 2^56 elements, and no product of extents (batch, heads, rows or total, head_dim) exceeds that.
-// Lengths and offset arrays are read and checked; tensor data is not read. mask_kv_len keeps 0 for "each sequence's kv_len".
+// Copies *user into *p at this library's own size, checks it, and resolves defaults. A longer struct's tail must be
+// zero; a shorter one is refused, since today's layout is the first. Lengths and offset arrays are read, tensor data is
+// not. Behind it: v_head_dim is set, scale is a number, windows fit int32 (one that reaches past every key is -1),
+// strides that no index uses (extent at most 1, stride_batch of a packed tensor) are 0, no dimension spans more than
+// 2^56 elements, and neither does any product of extents (batch, heads, rows or total, head_dim). mask_kv_len keeps 0
+// for "each sequence's kv_len".
 fovea_status CheckParams(const fovea_attention_params* user, CheckData data, fovea_attention_params* p);
 
 // As CheckParams; NULL gives the default exec (which the caller passes, already checked). num_threads keeps 0.

@@ -292,6 +292,11 @@ const Case kRefused[] = {
     {"scores.stride_col = 0", kInvalid, kData, [](Problem& t) { t.GiveScores(), t.p.scores.stride_col = 0; }},
     {"out overlaps itself", kInvalid, kData, [](Problem& t) { t.p.out.stride_row = kVHeadDim - 1; }},
     {"out overlaps itself", kInvalid, kData, [](Problem& t) { t.p.out.stride_head = -t.p.out.stride_row; }},
+    {"lse overlaps itself", kInvalid, kData,  // only as 7 - 2 * 5 + 3 = 0
+     [](Problem& t) {
+       t.p.lse.data = t.memory.shared;
+       t.p.lse.stride_batch = 7, t.p.lse.stride_head = 5, t.p.lse.stride_row = 3;
+     }},
     {"scores overlaps itself", kInvalid, kData,
      [](Problem& t) { t.GiveScores(), t.p.scores.stride_row = 1, t.p.scores.stride_col = 2; }},
 

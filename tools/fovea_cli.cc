@@ -50,8 +50,8 @@ void AddAttendOptions(CLI::App* attend, AttendOptions* o) {
   attend->add_option("--q-offset", o->q_offset, "a number; or bottom-right: the last query stands at the last key")
       ->type_name("N|bottom-right")
       ->check(offset);
-  attend->add_option("--window-left", o->window_left, "keys from pos(i) - N on->check(whole); -1 = all")->type_name("N");
-  attend->add_option("--window-right", o->window_right, "keys up to pos(i) + N->check(whole); -1 = all")->type_name("N");
+  attend->add_option("--window-left", o->window_left, "keys from pos(i) - N on; -1 = all")->type_name("N")->check(whole);
+  attend->add_option("--window-right", o->window_right, "keys up to pos(i) + N; -1 = all")->type_name("N")->check(whole);
   attend->add_option("--soft-cap", o->soft_cap, "scores become X * tanh(score / X); 0 = none")->type_name("X");
   attend->add_option("--scale", o->scale, "default 1 / sqrt(dim)")->type_name("X");
   attend->add_option("--out", o->out, "write the result, [batch, q_heads, queries, v_dim]")->type_name("O.npy");

@@ -85,8 +85,8 @@ def header_test(build):
     with tempfile.TemporaryDirectory() as work:
         for compiler in (["gcc", "-std=c99"], ["clang-19", "-std=c99"], ["g++", "-std=c++17", "-x", "c++"]):
             program = pathlib.Path(work) / "header_test"
-            status, _ = run([*compiler, *flags, root / "tests/header_test.c", "-o", program, f"-L{build}",
-                             f"-Wl,-rpath,{build}", "-lfovea"])
+            status, _ = run([*compiler, *flags, root / "tests/header_test.c", "-o", program, f"-L{build / 'lib'}",
+                             f"-Wl,-rpath,{build / 'lib'}", "-lfovea"])
             if status == 0:
                 status, _ = run([program])
             passed, failed = passed + (status == 0), failed + (status != 0)

@@ -108,51 +108,49 @@ HWY_INLINE void ExpColumn(V s0, V s1, V s2, V s3, V s4, V s5, V s6, V s7, V m, f
   hn::Store(hn::Add(hn::Load(d, l), GroupSum(s0, s1, s2, s3, s4, s5, s6, s7)), d, l);
 }
 
-// Groups [0, groups) of wholly permitted keys without options: QK^T with the softmax as its epilogue. k: their rows; p: their P rows, p_begin
-// where the block's P rows begin.
+// One group of wholly permitted keys without options: QK^T with the softmax as its epilogue. k: its rows; p: its P rows, p_begin where the
+// block's P rows begin. One group per call: in a loop over groups g++ keeps the epilogue's constants in registers and spills accumulators.
 template <int NV>
-HWY_NOINLINE void QkSoftmaxGroups(const Tile& tile, const float* const* HWY_RESTRICT k, size_t groups, size_t head_dim,
-                                  size_t v_head_dim, float* HWY_RESTRICT p, float* p_begin, MaxRule rule) {
+HWY_NOINLINE void QkSoftmaxGroup(const Tile& tile, const float* const* HWY_RESTRICT k, size_t head_dim, size_t v_head_dim,
+                                 float* HWY_RESTRICT p, float* p_begin, MaxRule rule) {
   const DF d;
   using V = hn::Vec<DF>;
   const size_t N = hn::Lanes(d), L = NV * N;
-  for (; groups != 0; --groups, k += kTileKeys, p += kTileKeys * L) {
-    V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0;
-    V b0 = a0, b1 = a0, b2 = a0, b3 = a0, b4 = a0, b5 = a0, b6 = a0, b7 = a0;
-    V c0 = a0, c1 = a0, c2 = a0, c3 = a0, c4 = a0, c5 = a0, c6 = a0, c7 = a0;
-    QkTile<NV>(k, tile.qt, head_dim, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7,
-               b7, c7);
-    const V threshold = hn::Set(d, rule.threshold);
-    V m0 = hn::Load(d, tile.m), m1 = m0, m2 = m0;
-    const V x0 = GroupMax(a0, a1, a2, a3, a4, a5, a6, a7);
-    auto moves = hn::Gt(x0, hn::Add(m0, threshold));
-    V x1 = x0, x2 = x0;
-    if constexpr (NV > 1) {
-      m1 = hn::Load(d, tile.m + N);
-      x1 = GroupMax(b0, b1, b2, b3, b4, b5, b6, b7);
-      moves = hn::Or(moves, hn::Gt(x1, hn::Add(m1, threshold)));
-    }
-    if constexpr (NV > 2) {
-      m2 = hn::Load(d, tile.m + 2 * N);
-      x2 = GroupMax(c0, c1, c2, c3, c4, c5, c6, c7);
-      moves = hn::Or(moves, hn::Gt(x2, hn::Add(m2, threshold)));
-    }
-    if (HWY_UNLIKELY(!hn::AllFalse(d, moves))) {
-      hn::Store(x0, d, tile.mx);
-      if constexpr (NV > 1) hn::Store(x1, d, tile.mx + N);
-      if constexpr (NV > 2) hn::Store(x2, d, tile.mx + 2 * N);
-      Rescale<NV>(tile, v_head_dim, p_begin, static_cast<size_t>(p - p_begin) / L, rule);
-      m0 = hn::Load(d, tile.m);
-      if constexpr (NV > 1) m1 = hn::Load(d, tile.m + N);
-      if constexpr (NV > 2) m2 = hn::Load(d, tile.m + 2 * N);
-    }
-    ExpColumn(a0, a1, a2, a3, a4, a5, a6, a7, m0, p, L, tile.l);
-    if constexpr (NV > 1) ExpColumn(b0, b1, b2, b3, b4, b5, b6, b7, m1, p + N, L, tile.l + N);
-    if constexpr (NV > 2) ExpColumn(c0, c1, c2, c3, c4, c5, c6, c7, m2, p + 2 * N, L, tile.l + 2 * N);
+  V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0;
+  V b0 = a0, b1 = a0, b2 = a0, b3 = a0, b4 = a0, b5 = a0, b6 = a0, b7 = a0;
+  V c0 = a0, c1 = a0, c2 = a0, c3 = a0, c4 = a0, c5 = a0, c6 = a0, c7 = a0;
+  QkTile<NV>(k, tile.qt, head_dim, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7,
+             b7, c7);
+  const V threshold = hn::Set(d, rule.threshold);
+  V m0 = hn::Load(d, tile.m), m1 = m0, m2 = m0;
+  const V x0 = GroupMax(a0, a1, a2, a3, a4, a5, a6, a7);
+  auto moves = hn::Gt(x0, hn::Add(m0, threshold));
+  V x1 = x0, x2 = x0;
+  if constexpr (NV > 1) {
+    m1 = hn::Load(d, tile.m + N);
+    x1 = GroupMax(b0, b1, b2, b3, b4, b5, b6, b7);
+    moves = hn::Or(moves, hn::Gt(x1, hn::Add(m1, threshold)));
   }
+  if constexpr (NV > 2) {
+    m2 = hn::Load(d, tile.m + 2 * N);
+    x2 = GroupMax(c0, c1, c2, c3, c4, c5, c6, c7);
+    moves = hn::Or(moves, hn::Gt(x2, hn::Add(m2, threshold)));
+  }
+  if (HWY_UNLIKELY(!hn::AllFalse(d, moves))) {
+    hn::Store(x0, d, tile.mx);
+    if constexpr (NV > 1) hn::Store(x1, d, tile.mx + N);
+    if constexpr (NV > 2) hn::Store(x2, d, tile.mx + 2 * N);
+    Rescale<NV>(tile, v_head_dim, p_begin, static_cast<size_t>(p - p_begin) / L, rule);
+    m0 = hn::Load(d, tile.m);
+    if constexpr (NV > 1) m1 = hn::Load(d, tile.m + N);
+    if constexpr (NV > 2) m2 = hn::Load(d, tile.m + 2 * N);
+  }
+  ExpColumn(a0, a1, a2, a3, a4, a5, a6, a7, m0, p, L, tile.l);
+  if constexpr (NV > 1) ExpColumn(b0, b1, b2, b3, b4, b5, b6, b7, m1, p + N, L, tile.l + N);
+  if constexpr (NV > 2) ExpColumn(c0, c1, c2, c3, c4, c5, c6, c7, m2, p + 2 * N, L, tile.l + 2 * N);
 }
 
-// One group whose S^T rows lie at p: options and permission applied, then P, l and m as in QkSoftmaxGroups, with the same bits. key: the
+// One group whose S^T rows lie at p: options and permission applied, then P, l and m as in QkSoftmaxGroup, with the same bits. key: the
 // group's first; bias: its rows, or null; allow: where to note permission, or null.
 template <int NV>
 HWY_NOINLINE void MaskedSoftmaxGroup(const Tile& tile, const ScoreRule& score, int32_t key, const float* HWY_RESTRICT bias,
@@ -192,20 +190,16 @@ HWY_NOINLINE void QkSoftmaxBlock(const AttentionTask& t, const KernelScratch& s,
   const auto p_row = [&](int32_t key) HWY_ATTR { return tile.p + static_cast<size_t>(key - kb) * L; };
   const float* const* k = s.rows - kb;
   if (w.use_bias) TransposeBias(t, tile, L, g0, w.end, s.bias + static_cast<size_t>(g0 - kb) * L);
-  int32_t g = g0;
-  while (g < w.end) {
-    // As many groups as every lane may attend to wholly.
-    int32_t groups = plain && g >= tile.all_lo ? (HWY_MIN(tile.all_hi + 1, w.end) - g) / kTileKeys : 0;
-    if (groups > 0) {
-      QkSoftmaxGroups<NV>(tile, k + g, static_cast<size_t>(groups), head_dim, v_head_dim, p_row(g), p_row(g0), rule);
-      g += groups * kTileKeys;
+  for (int32_t g = g0; g < w.end; g += kTileKeys) {
+    // A group that every lane may attend to wholly.
+    if (plain && g >= tile.all_lo && g + kTileKeys <= HWY_MIN(tile.all_hi + 1, w.end)) {
+      QkSoftmaxGroup<NV>(tile, k + g, head_dim, v_head_dim, p_row(g), p_row(g0), rule);
       continue;
     }
     QkStoreGroup<NV>(tile, k + g, head_dim, p_row(g));
     const size_t row = static_cast<size_t>(g - kb) * L;
     MaskedSoftmaxGroup<NV>(tile, score, g, w.use_bias ? s.bias + row : nullptr, redo ? s.allow + row : nullptr, v_head_dim,
                            p_row(g), p_row(g0), rule);
-    g += kTileKeys;
   }
 }
 

@@ -79,9 +79,11 @@ HWY_INLINE void QkTile(const float* const* HWY_RESTRICT k, const float* HWY_REST
   for (; i + 2 <= dim; i += 2) {
     FmaStep<R, NV>(k0 + i, k1 + i, k2 + i, k3 + i, k4 + i, k5 + i, k6 + i, k7 + i, qt, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3,
                    b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
-    FmaStep<R, NV>(k0 + i + 1, k1 + i + 1, k2 + i + 1, k3 + i + 1, k4 + i + 1, k5 + i + 1, k6 + i + 1, k7 + i + 1, qt + L, a0,
-                   b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
-    qt += 2 * L;
+    qt += L;
+    asm volatile("" : "+r"(i), "+r"(qt));
+    FmaStep<R, NV>(k0 + i + 1, k1 + i + 1, k2 + i + 1, k3 + i + 1, k4 + i + 1, k5 + i + 1, k6 + i + 1, k7 + i + 1, qt, a0, b0,
+                   c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
+    qt += L;
     asm volatile("" : "+r"(i), "+r"(qt));
   }
   if (i < dim) {
@@ -100,8 +102,8 @@ HWY_INLINE void PvRows(const float* const* HWY_RESTRICT v, size_t col, size_t n,
   V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0;
   V b0 = a0, b1 = a0, b2 = a0, b3 = a0, b4 = a0, b5 = a0, b6 = a0, b7 = a0;
   V c0 = a0, c1 = a0, c2 = a0, c3 = a0, c4 = a0, c5 = a0, c6 = a0, c7 = a0;
-  const auto load = [&](int r, V& a, V& b, V& c) HWY_ATTR {
-    if (r >= R) return;
+  const auto load = [&](size_t r, V& a, V& b, V& c) HWY_ATTR {
+    if (r >= size_t{R}) return;
     a = hn::Load(d, ot + r * L);
     if constexpr (NV > 1) b = hn::Load(d, ot + r * L + N);
     if constexpr (NV > 2) c = hn::Load(d, ot + r * L + 2 * N);
@@ -116,8 +118,8 @@ HWY_INLINE void PvRows(const float* const* HWY_RESTRICT v, size_t col, size_t n,
     p += L;
     asm volatile("" : "+r"(v), "+r"(p));
   }
-  const auto store = [&](int r, V a, V b, V c) HWY_ATTR {
-    if (r >= R) return;
+  const auto store = [&](size_t r, V a, V b, V c) HWY_ATTR {
+    if (r >= size_t{R}) return;
     hn::Store(a, d, ot + r * L);
     if constexpr (NV > 1) hn::Store(b, d, ot + r * L + N);
     if constexpr (NV > 2) hn::Store(c, d, ot + r * L + 2 * N);

@@ -1,0 +1,167 @@
+// No memory is taken with a caller's workspace: every allocating function of glibc is replaced in this program, and so for the
+// library and the OpenMP runtime too, by one that counts.
+#include <doctest/doctest.h>
+
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <cerrno>
+#include <cstddef>
+#include <vector>
+
+#include "tests/harness/attention_case.h"
+#include "tests/harness/environment.h"
+
+#if defined(__GLIBC__) && !defined(FOVEA_TEST_ASAN) && !defined(FOVEA_TEST_TSAN)
+
+namespace {
+std::atomic<bool> counting{false};
+std::atomic<int64_t> allocations{0};
+
+void Count() {
+  if (counting.load(std::memory_order_relaxed)) allocations.fetch_add(1, std::memory_order_relaxed);
+}
+}  // namespace
+
+extern "C" {
+void* __libc_malloc(size_t);
+void* __libc_calloc(size_t, size_t);
+void* __libc_realloc(void*, size_t);
+void* __libc_memalign(size_t, size_t);
+
+void* malloc(size_t bytes) {
+  Count();
+  return __libc_malloc(bytes);
+}
+void* calloc(size_t count, size_t bytes) {
+  Count();
+  return __libc_calloc(count, bytes);
+}
+void* realloc(void* old, size_t bytes) {
+  Count();
+  return __libc_realloc(old, bytes);
+}
+void* memalign(size_t alignment, size_t bytes) {
+  Count();
+  return __libc_memalign(alignment, bytes);
+}
+void* aligned_alloc(size_t alignment, size_t bytes) {
+  Count();
+  return __libc_memalign(alignment, bytes);
+}
+int posix_memalign(void** out, size_t alignment, size_t bytes) {
+  Count();
+  *out = __libc_memalign(alignment, bytes);
+  return *out ? 0 : ENOMEM;
+}
+void* mmap(void* address, size_t bytes, int protection, int flags, int file, off_t offset) {
+  Count();
+  return reinterpret_cast<void*>(syscall(SYS_mmap, address, bytes, protection, flags, file, offset));
+}
+}
+
+namespace fovea_test {
+namespace {
+
+// Allocations while body runs.
+template <typename Body>
+int64_t Allocations(const Body& body) {
+  allocations = 0;
+  counting = true;
+  body();
+  counting = false;
+  return allocations;
+}
+
+CaseSpec Spec(int64_t q_len, int64_t kv_len, int32_t stage = FOVEA_SCORES_NONE) {
+  CaseSpec spec;
+  spec.batch = 2;
+  spec.num_q_heads = 4;
+  spec.num_kv_heads = 2;
+  spec.q_len = q_len;
+  spec.kv_len = kv_len;
+  spec.head_dim = 40;
+  spec.options = kCausal | kBottomRight | kMask;
+  spec.scores_stage = stage;
+  return spec;
+}
+
+}  // namespace
+
+TEST_CASE("allocation hook: it sees the library's own workspace") {
+  AttentionCase c(Spec(150, 300));
+  const fovea_exec exec = Threads(1);
+  CHECK(Allocations([&] { fovea_attention_forward(&c.p, &exec); }) > 0);
+}
+
+TEST_CASE("no allocation with a caller's workspace: forward on one thread and on a warm pool") {
+  for (int32_t stage : {FOVEA_SCORES_NONE, FOVEA_SCORES_PROBABILITIES}) {
+    for (int32_t threads : {1, 2}) {
+      for (const auto& lengths : {std::pair<int64_t, int64_t>{150, 300}, {1, 8000}, {4, 3000}}) {
+        INFO("threads ", threads, ", q_len ", lengths.first, ", kv_len ", lengths.second);
+        AttentionCase c(Spec(lengths.first, lengths.second, stage));
+        fovea_exec exec = Threads(threads);
+        size_t bytes = 0;
+        REQUIRE(fovea_attention_workspace_size(&c.p, &exec, &bytes) == FOVEA_OK);
+        std::vector<unsigned char> memory(bytes);
+        exec.workspace = memory.data();
+        exec.workspace_bytes = bytes;
+        fovea_status status = fovea_attention_forward(&c.p, &exec);  // starts the pool
+        CHECK(status == FOVEA_OK);
+        c.v->F32(0, 0, 3, 1) = __builtin_nanf("");  // the redone tiles too
+        CHECK(Allocations([&] { status = fovea_attention_forward(&c.p, &exec); }) == 0);
+        CHECK(status == FOVEA_OK);
+      }
+    }
+  }
+}
+
+TEST_CASE("no allocation in workspace_size, plan, run_tasks, describe, merge, or in a failing call") {
+  AttentionCase c(Spec(150, 300));
+  const fovea_exec exec = Threads(1);
+  size_t bytes = 0;
+  CHECK(Allocations([&] { fovea_attention_workspace_size(&c.p, &exec, &bytes); }) == 0);
+  std::vector<unsigned char> memory(bytes);
+  const fovea_plan* plan = nullptr;
+  CHECK(Allocations([&] { fovea_attention_plan(&c.p, &exec, memory.data(), bytes, &plan); }) == 0);
+  REQUIRE(plan != nullptr);
+  CHECK(Allocations([&] {
+          for (int32_t phase = 0; phase < fovea_plan_phases(plan); ++phase) {
+            fovea_attention_run_tasks(plan, &c.p, phase, 0, fovea_plan_tasks(plan, phase), 0);
+          }
+        }) == 0);
+  fovea_attention_info info;
+  fovea_attention_info_init(&info, sizeof info);
+  Allocations([&] { fovea_attention_describe(&c.p, &exec, &info); });  // may take scratch of its own
+  std::vector<float> copy(static_cast<size_t>(2 * 4 * 150 * 40));
+  const fovea_tensor out = fovea_tensor_bhsd(copy.data(), FOVEA_F32, 4, 150, 40);
+  const fovea_tensor outs[] = {c.p.out, c.p.out}, lses[] = {c.p.lse, c.p.lse};
+  CHECK(Allocations([&] { fovea_attention_merge(2, outs, lses, 2, 4, 150, 40, &out, nullptr, &exec); }) == 0);
+  fovea_attention_params wrong = c.p;
+  wrong.head_dim = -1;
+  fovea_status status = FOVEA_OK;
+  CHECK(Allocations([&] { status = fovea_attention_forward(&wrong, &exec); }) == 0);
+  CHECK(status == FOVEA_ERR_INVALID_ARGUMENT);
+}
+
+TEST_CASE("no allocation in a caller's executor") {
+  AttentionCase c(Spec(150, 300));
+  fovea_exec exec = Threads(3);
+  exec.parallel_for = [](void*, int64_t n, void (*task)(void*, int64_t), void* arg) {
+    for (int64_t i = 0; i < n; ++i) task(arg, i);
+  };
+  size_t bytes = 0;
+  REQUIRE(fovea_attention_workspace_size(&c.p, &exec, &bytes) == FOVEA_OK);
+  std::vector<unsigned char> memory(bytes);
+  exec.workspace = memory.data();
+  exec.workspace_bytes = bytes;
+  fovea_status status = FOVEA_OK;
+  CHECK(Allocations([&] { status = fovea_attention_forward(&c.p, &exec); }) == 0);
+  CHECK(status == FOVEA_OK);
+}
+
+}  // namespace fovea_test
+
+#endif  // glibc without a sanitizer, which replaces malloc itself
