@@ -1,4 +1,4 @@
-"""What the scripts of this directory and of tools/ have in common: a check prints one line, which tools/run_suite.py counts.
+"""What the scripts of this directory and of tools/ share: a check prints one line, which tools/run_suite.py counts.
 
     PASS name
     FAIL name: why
@@ -26,9 +26,10 @@ class Checks:
 
 def command(*args, status=0, **options):
     """Runs a command and gives its output, stdout and stderr; raises where its exit status is another."""
-    done = subprocess.run([str(arg) for arg in args], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+    args = [str(arg) for arg in args]
+    done = subprocess.run(args, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
     if done.returncode != status:
-        raise AssertionError(f"{' '.join(map(str, args))}: exit status {done.returncode}, {status} is wanted\n{done.stdout}")
+        raise AssertionError(f"{' '.join(args)}: exit status {done.returncode}, {status} is wanted\n{done.stdout}")
     return done.stdout
 
 

@@ -44,7 +44,7 @@ def normal(*shape):
 
 
 def attention(q, k, v, mask=True, bias=0.0, scale=None, cap=0):
-    """In float64, the arrays as [batch, heads, rows, dim], mask and bias as NumPy broadcasts them: (out, lse, weights)."""
+    """(out, lse, weights) in float64; arrays are [batch, heads, rows, dim], mask and bias broadcast as in NumPy."""
     q, k, v = (a.astype(np.float64) for a in (q, k, v))
     group = q.shape[1] // k.shape[1]
     k, v = k.repeat(group, axis=1), v.repeat(group, axis=1)
@@ -89,7 +89,8 @@ def computes(q, k, v, options=(), files=None, **reference):
     files = files or {}
     folder = Folder(q=q, k=k, v=v, **files)
     given = [part for name in files for part in (f"--{name}", f"{{}}/{name}.npy")]
-    run(*folder.args(*given, *options, "--out", "{}/o.npy", "--lse", "{}/l.npy", "--weights", "{}/w.npy", "--check", "--repeat", 1))
+    run(*folder.args(*given, *options, "--out", "{}/o.npy", "--lse", "{}/l.npy", "--weights", "{}/w.npy", "--check",
+                     "--repeat", 1))
     four = [a if a.ndim == 4 else a[None] for a in (q, k, v)]
     want = attention(*four, **reference)
     for name, expected in zip("olw", want):
@@ -102,7 +103,7 @@ def computes(q, k, v, options=(), files=None, **reference):
     equal(folder.names(), sorted(f"{name}.npy" for name in [*"qkvolw", *files]), "files")
 
 
-# ---- what it computes -------------------------------------------------------------------------------------------------
+# ---- what it computes ---------------------------------------------------------------------------------------------
 
 B, HQ, HK, S, K, D, DV = 2, 4, 2, 5, 9, 8, 3
 q, k, v = normal(B, HQ, S, D), normal(B, HK, K, D), normal(B, HK, K, DV)
@@ -143,15 +144,15 @@ for name, saved, full in (("[keys]", keep[0, 0, 0], keep[0, 0, 0]),
 
 def minilm():
     layer = {name: DATA / f"minilm_{name}.npy" for name in ("q", "k", "v", "valid", "out", "lse")}
-    done = run("attend", "--q", layer["q"], "--k", layer["k"], "--v", layer["v"], "--mask", layer["valid"], "--expect", layer["out"],
-               "--expect-lse", layer["lse"], "--tolerance", 2e-6, "--check")
+    done = run("attend", "--q", layer["q"], "--k", layer["k"], "--v", layer["v"], "--mask", layer["valid"],
+               "--expect", layer["out"], "--expect-lse", layer["lse"], "--tolerance", 2e-6, "--check")
     equal(done.stdout.count(": ok\n"), 4, f"comparisons that are ok in\n{done.stdout}")
 
 
 checks.run("cli: the MiniLM layer, within 2e-6 of the model's own result", minilm)
 
 
-# ---- what it compares -------------------------------------------------------------------------------------------------
+# ---- what it compares ---------------------------------------------------------------------------------------------
 
 def past_tolerance():
     """Exit status 1 where an expected array differs, and the outputs are written all the same."""
@@ -183,7 +184,7 @@ checks.run("cli: past tolerance is exit status 1", past_tolerance)
 checks.run("cli: -inf equals -inf", infinities_agree)
 
 
-# ---- what it says -----------------------------------------------------------------------------------------------------
+# ---- what it says -------------------------------------------------------------------------------------------------
 
 def info():
     about = json.loads(run("info", "--json").stdout)
@@ -218,10 +219,11 @@ def target_of_attend():
 checks.run("cli: info", info)
 checks.run("cli: info of an unknown target", lambda: refused("AVX9", "info", FOVEA_TARGET="AVX9"))
 checks.run("cli: attend --target", target_of_attend)
-checks.run("cli: --help and --version", lambda: [run(*args) for args in (["--help"], ["attend", "--help"], ["--version"])])
+for args in (["--help"], ["attend", "--help"], ["info", "--help"], ["--version"]):
+    checks.run(f"cli: {' '.join(args)}", run, *args)
 
 
-# ---- what it refuses --------------------------------------------------------------------------------------------------
+# ---- what it refuses ----------------------------------------------------------------------------------------------
 
 def refuses(part, *options, **arrays):
     """attend with these arrays in place of the good ones is refused, and leaves its outputs, old or new, alone."""
@@ -250,9 +252,11 @@ for name, part, options, arrays in (
         ("heads that do not divide", "num_kv_heads", [], {"q": q[:, :3]}),
         ("a dim of 0", "dim", [], {"v": v[..., :0]}),
         ("a batch of 0", "batch", [], {name: a[:0] for name, a in (("q", q), ("k", k), ("v", v))}),
-        ("a mask that does not broadcast", "does not broadcast", ["--mask", "{}/m.npy"], {"m": np.ones((B, 1, S, K - 1), bool)}),
+        ("a mask that does not broadcast", "does not broadcast", ["--mask", "{}/m.npy"],
+         {"m": np.ones((B, 1, S, K - 1), bool)}),
         ("a mask of 5 dimensions", "at most 4", ["--mask", "{}/m.npy"], {"m": np.ones((1, 1, 1, 1, K), bool)}),
-        ("a mask that could be two things", "could be", ["--mask", "{}/m.npy"], {"q": square, "m": np.ones((B, K), bool)}),
+        ("a mask that could be two things", "could be", ["--mask", "{}/m.npy"],
+         {"q": square, "m": np.ones((B, K), bool)}),
         ("a float mask", "--bias", ["--mask", "{}/m.npy"], {"m": np.ones(K, np.float32)}),
         ("a bool bias", "--bias wants float32", ["--bias", "{}/m.npy"], {"m": np.ones(K, bool)}),
         ("an expected array of another shape", "--expect wants", ["--expect", "{}/e.npy"], {"e": q}),
@@ -301,8 +305,8 @@ def npy_versions():
 def damaged():
     folder = Folder(q=q, k=k, v=v)
     whole = (folder / "q.npy").read_bytes()
-    for part, content in (("empty", b""), ("not a .npy", b"hello, world, and more"), ("truncated", whole[:-1]), ("truncated", whole[:50]),
-                          ("oversized", whole + b"\0"), ("damaged", whole.replace(b"'descr'", b"'desc' "))):
+    for part, content in (("empty", b""), ("not a .npy", b"hello, world, and more"), ("truncated", whole[:-1]),
+                          ("truncated", whole[:50]), ("oversized", whole + b"\0"), ("damaged", whole.replace(b"'descr'", b"'desc' "))):
         (folder / "q.npy").write_bytes(content)
         refused(part, *folder.args("--out", "{}/o.npy"))
     equal(folder.names(), ["k.npy", "q.npy", "v.npy"], "files")
@@ -315,8 +319,8 @@ def full_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, (200, 200))
 
     folder = Folder(q=q, k=k, v=v)
-    done = subprocess.run([str(fovea), *map(str, folder.args("--lse", "{}/l.npy", "--out", "{}/o.npy"))], stderr=subprocess.PIPE,
-                          stdout=subprocess.DEVNULL, text=True, preexec_fn=small_files)
+    args = map(str, folder.args("--lse", "{}/l.npy", "--out", "{}/o.npy"))
+    done = subprocess.run([str(fovea), *args], capture_output=True, text=True, preexec_fn=small_files)
     equal(done.returncode, 2, "exit status")
     equal(folder.names(), ["k.npy", "q.npy", "v.npy"], "files")
 

@@ -611,20 +611,21 @@ TEST_CASE("V may be a part of K's rows: overlapping memory, other row length (ML
 }
 
 TEST_CASE("stride 0 broadcasts an input: one query, one key, one head, one batch entry for all") {
+  int64_t fovea_tensor::*const strides[] = {&fovea_tensor::stride_batch, &fovea_tensor::stride_head, &fovea_tensor::stride_row};
+  fovea_tensor fovea_attention_params::*const inputs[] = {&fovea_attention_params::q, &fovea_attention_params::k,
+                                                          &fovea_attention_params::v};
   for (const RowsAndKeys& shape : kShapes) {
-    CaseSpec spec = Spec(shape);
-    spec.batch = 2;
-    AttentionCase c(spec);
-    c.p.k.stride_row = 0;
-    CHECK(RunAndCheck(&c) == "");
-    c.p.q.stride_head = 0;
-    CHECK(RunAndCheck(&c) == "");
-    c.p.v.stride_batch = 0;
-    CHECK(RunAndCheck(&c) == "");
-    c.p.q.stride_row = c.p.q.stride_batch = 0;
-    CHECK(RunAndCheck(&c) == "");
-    c.p.v.stride_row = 0;
-    CHECK(RunAndCheck(&c) == "");
+    for (int input = 0; input < 3; ++input) {
+      for (int stride = 0; stride < 3; ++stride) {
+        INFO("q_len ", shape.q_len, ", kv_len ", shape.kv_len, ", input ", input, ", stride ", stride);
+        CaseSpec spec = Spec(shape);
+        spec.batch = 2;
+        spec.num_kv_heads = 2;
+        AttentionCase c(spec);
+        (c.p.*inputs[input]).*strides[stride] = 0;
+        CHECK(RunAndCheck(&c) == "");
+      }
+    }
   }
 }
 
@@ -681,17 +682,17 @@ TEST_CASE("no alignment beyond an element's is needed") {
   }
 }
 
-TEST_CASE("an empty range of offsets far outside: positions at the limit of 2^30 do not overflow") {
-  for (int64_t offset : {(int64_t{1} << 30) - 1, 1 - (int64_t{1} << 30)}) {
+TEST_CASE("positions and windows at the limit of 2^30 do not overflow") {
+  for (int64_t offset : {(int64_t{1} << 30) - 25, 1 - (int64_t{1} << 30)}) {
     AttentionCase c(Spec({25, 129}));
     c.p.q_offset = offset;
     c.p.causal = 1;
     CHECK(RunAndCheck(&c) == "");
-    c.p.window_left = (int64_t{1} << 30) - 1;
-    CHECK(RunAndCheck(&c) == "");
-    c.p.window_left = std::numeric_limits<int64_t>::max();
-    c.p.window_right = std::numeric_limits<int64_t>::max();
-    CHECK(RunAndCheck(&c) == "");
+    for (int64_t window : {(int64_t{1} << 30) - 1, std::numeric_limits<int64_t>::max()}) {
+      c.p.window_left = window;
+      c.p.window_right = window;
+      CHECK(RunAndCheck(&c) == "");
+    }
   }
 }
 

@@ -1,13 +1,15 @@
-/* fovea.h is C99, complete by itself, includable twice, and the basic calls give what they say. Compiled with -std=c99 -Wpedantic -Werror,
- * and once more as C++. */
+/* fovea.h is C99, complete by itself, includable twice, and the basic calls give what they say. Compiled with -std=c99
+ * -Wpedantic -Werror, and once more as C++. */
+/* clang-format off: fovea.h first, and twice */
 #include "fovea/fovea.h"
 #include "fovea/fovea.h"
+/* clang-format on */
 
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
 
-/* 64 bytes for ever; FOVEA_API functions of C linkage only. */
+/* 64 bytes for ever. */
 typedef char tensor_is_64_bytes[sizeof(fovea_tensor) == 64 ? 1 : -1];
 
 static int failures = 0;

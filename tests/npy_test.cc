@@ -1,5 +1,5 @@
-// .npy files: what tools/npy.cc reads and writes, and each way in which a file can be damaged. tests/cli_test.py holds it against
-// NumPy itself.
+// .npy files: what tools/npy.cc reads and writes, and each way in which a file can be damaged. tests/cli_test.py holds
+// it against NumPy itself.
 #define DOCTEST_CONFIG_IMPLEMENT_WITH_MAIN
 #include "tools/npy.h"
 
@@ -125,7 +125,8 @@ TEST_CASE("npy: shapes") {
 
 TEST_CASE("npy: any spelling of the header that Python would read") {
   const std::string data = Floats({1, 2});
-  CHECK(Read(File("{ \"shape\":(2,),\n\"fortran_order\" : False,'descr':'<f4'}", data)).f32 == std::vector<float>{1, 2});
+  CHECK(Read(File("{ \"shape\":(2,),\n\"fortran_order\" : False,'descr':'<f4'}", data)).f32 ==
+        std::vector<float>{1, 2});
   CHECK(Read(File("  {'shape': (2, ), 'descr': '<f4', 'fortran_order': False,}   \n", data)).f32.size() == 2);
   // Fortran order is C order where there is but one dimension.
   CHECK(Read(File(Dict("(2,)", "<f4", "True"), data)).f32.size() == 2);

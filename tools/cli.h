@@ -18,11 +18,11 @@ inline void ThrowOnError(fovea_status status) {
 }
 
 struct AttendOptions {
-  std::string q, k, v;              // paths; the following ones are empty where not given
+  std::string q, k, v;  // paths; the following ones are empty where not given
   std::string mask, bias;
-  std::string out, lse, weights;    // written
-  std::string expect, expect_lse;   // compared with
-  std::string q_offset;             // a number or "bottom-right"
+  std::string out, lse, weights;   // written
+  std::string expect, expect_lse;  // compared with
+  std::string q_offset;            // a number or "bottom-right"
   std::string target;
   std::optional<float> scale;
   std::optional<double> tolerance;

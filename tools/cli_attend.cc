@@ -33,7 +33,8 @@ size_t Elements(const char* what, const Shape& shape) {
 NpyArray ReadF32(const char* option, const std::string& path) {
   NpyArray array = ReadNpy(path);
   if (array.type != NpyType::kF32) {
-    throw InputError(fmt::format("{}: dtype {}; {} wants float32", path, array.type == NpyType::kU8 ? "uint8" : "bool", option));
+    throw InputError(
+        fmt::format("{}: dtype {}; {} wants float32", path, array.type == NpyType::kU8 ? "uint8" : "bool", option));
   }
   return array;
 }
@@ -51,11 +52,12 @@ NpyArray ReadOperand(const char* option, const std::string& path, bool* batched 
 }
 
 // Extent `axis` of two operands must agree.
-void WantEqual(size_t axis, const std::string& path_a, const NpyArray& a, const std::string& path_b, const NpyArray& b) {
+void WantEqual(size_t axis, const std::string& path_a, const NpyArray& a, const std::string& path_b,
+               const NpyArray& b) {
   static constexpr const char* kAxes[] = {"batch", "heads", "rows", "dim"};
   if (a.shape[axis] == b.shape[axis]) return;
-  throw InputError(fmt::format("{}: {} {} of {}, but {} has {} in {}", path_b, b.shape[axis], kAxes[axis], ShapeText(b.shape),
-                               path_a, a.shape[axis], ShapeText(a.shape)));
+  throw InputError(fmt::format("{}: {} {} of {}, but {} has {} in {}", path_b, b.shape[axis], kAxes[axis],
+                               ShapeText(b.shape), path_a, a.shape[axis], ShapeText(a.shape)));
 }
 
 fovea_tensor Contiguous(const void* data, const Shape& bhsd) {
@@ -66,13 +68,14 @@ fovea_tensor Contiguous(const void* data, const Shape& bhsd) {
 fovea_tensor Broadcast(const char* option, const std::string& path, const NpyArray& array, const Shape& full) {
   const Shape& shape = array.shape;
   Shape aligned = shape;
-  // Two dimensions are [queries, keys] to NumPy, and a key padding mask [batch, keys] to users; 1 row is the same in both.
+  // Two dimensions are [queries, keys] to NumPy and a key padding mask [batch, keys] to users. One row means the same.
   if (shape.size() == 2 && shape[0] != 1) {
     const bool by_batch = shape[0] == full[0], by_query = shape[0] == full[2];
     if (by_batch && by_query) {
-      throw InputError(fmt::format(
-          "{}: shape {} could be [batch, keys] or [queries, keys], as both are {}: save it as [{}, 1, 1, {}] or [1, {}, {}]", path,
-          ShapeText(shape), shape[0], shape[0], shape[1], shape[0], shape[1]));
+      throw InputError(
+          fmt::format("{}: shape {} could be [batch, keys] or [queries, keys], as both are {}: save it as [{}, 1, 1, "
+                      "{}] or [1, {}, {}]",
+                      path, ShapeText(shape), shape[0], shape[0], shape[1], shape[0], shape[1]));
     }
     if (by_batch) aligned = {shape[0], 1, 1, shape[1]};
   }
@@ -101,8 +104,8 @@ fovea_tensor Broadcast(const char* option, const std::string& path, const NpyArr
   return view;
 }
 
-// The largest |got - want| / max(1, |want| * relative). Equal infinities, and NaN at the same place, are no error; any other NaN or
-// infinity is an infinite one.
+// The largest |got - want| / max(1, |want| * relative). Equal infinities, and NaN at the same place, are no error; any
+// other NaN or infinity is an infinite one.
 double LargestError(const std::vector<float>& got, const std::vector<float>& want, double relative) {
   double largest = 0;
   for (size_t i = 0; i < got.size(); ++i) {
@@ -116,17 +119,18 @@ double LargestError(const std::vector<float>& got, const std::vector<float>& wan
 
 bool ReportExpected(const char* what, double error, double tolerance) {
   const bool good = error <= tolerance;
-  fmt::print("expect    {}: largest error {:.2e}, tolerance {:.2e}: {}\n", what, error, tolerance, good ? "ok" : "PAST TOLERANCE");
+  fmt::print("expect    {}: largest error {:.2e}, tolerance {:.2e}: {}\n", what, error, tolerance,
+             good ? "ok" : "PAST TOLERANCE");
   return good;
 }
 
 bool ReportChecked(const char* what, const OutputCheck& check) {
   const bool good = check.ratio <= 1;
-  fmt::print("check     {}: largest error {:.2e} against float64, naive float32 has {:.2e}; {:.2f} of the bound: {}\n", what,
-             check.error, check.naive, check.ratio, good ? "ok" : "PAST TOLERANCE");
+  fmt::print("check     {}: largest error {:.2e} against float64, naive float32 has {:.2e}; {:.2f} of the bound: {}\n",
+             what, check.error, check.naive, check.ratio, good ? "ok" : "PAST TOLERANCE");
   if (!good) {
-    fmt::print("          at [{}, {}, {}, {}]: {:.9g}, wanted {:.9g}, within {:.2e}\n", check.b, check.h, check.i, check.c, check.got,
-               check.want, check.bound);
+    fmt::print("          at [{}, {}, {}, {}]: {:.9g}, wanted {:.9g}, within {:.2e}\n", check.b, check.h, check.i,
+               check.c, check.got, check.want, check.bound);
   }
   return good;
 }
@@ -188,7 +192,8 @@ int RunAttend(const AttendOptions& o) {
   params.kv_len = k.shape[2];
   params.head_dim = q.shape[3];
   params.v_head_dim = v.shape[3];
-  if (params.v_head_dim == 0) throw InputError(fmt::format("{}: dim 0 of {}", o.v, ShapeText(v.shape)));  // 0 is "as q" in the ABI
+  if (params.v_head_dim == 0)
+    throw InputError(fmt::format("{}: dim 0 of {}", o.v, ShapeText(v.shape)));  // 0 is "as q" in the ABI
   params.q = Contiguous(q.f32.data(), q.shape);
   params.k = Contiguous(k.f32.data(), k.shape);
   params.v = Contiguous(v.f32.data(), v.shape);
@@ -210,7 +215,8 @@ int RunAttend(const AttendOptions& o) {
   if (!o.mask.empty()) {
     mask = ReadNpy(o.mask);
     if (mask.type == NpyType::kF32) {
-      throw InputError(fmt::format("{}: dtype float32; --mask wants bool or uint8, --bias adds float32 to the scores", o.mask));
+      throw InputError(
+          fmt::format("{}: dtype float32; --mask wants bool or uint8, --bias adds float32 to the scores", o.mask));
     }
     params.mask = Broadcast("--mask", o.mask, mask, score_shape);
   }
@@ -254,10 +260,12 @@ int RunAttend(const AttendOptions& o) {
   WriteNpy(outputs);  // whatever is still to go wrong has a place in the exit status
 
   fmt::print("shape     q {}  k {}  v {}{}{}\n", ShapeText(q.shape), ShapeText(k.shape), ShapeText(v.shape),
-             o.mask.empty() ? "" : "  mask " + ShapeText(mask.shape), o.bias.empty() ? "" : "  bias " + ShapeText(bias.shape));
+             o.mask.empty() ? "" : "  mask " + ShapeText(mask.shape),
+             o.bias.empty() ? "" : "  bias " + ShapeText(bias.shape));
   fmt::print("target    {}, {} {}\n", info.target, info.num_threads, info.num_threads == 1 ? "thread" : "threads");
   fmt::print("kernels   {}\n", info.kernels);
-  fmt::print("time      {:.4g} ms (median of {}), {:.4g} GFLOP/s\n", seconds * 1e3, o.repeat, info.flop / seconds * 1e-9);
+  fmt::print("time      {:.4g} ms (median of {}), {:.4g} GFLOP/s\n", seconds * 1e3, o.repeat,
+             info.flop / seconds * 1e-9);
 
   bool good = true;
   if (!o.expect.empty()) {

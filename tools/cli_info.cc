@@ -79,8 +79,8 @@ int RunInfo(bool json) {
     const bool runnable = target["runnable"];
     fmt::print("{:<11} {:<9}", target["name"].get<std::string>(), runnable ? "yes" : "no");
     if (runnable) {
-      fmt::print(" {:<13} {} keys x {} queries", target["vector_bytes"].get<int32_t>(), target["tile_keys"].get<int32_t>(),
-                 target["tile_lanes"].get<int32_t>());
+      fmt::print(" {:<13} {} keys x {} queries", target["vector_bytes"].get<int32_t>(),
+                 target["tile_keys"].get<int32_t>(), target["tile_lanes"].get<int32_t>());
     }
     fmt::print("{}\n", target["chosen"] ? "  <- chosen" : "");
   }

@@ -15,16 +15,18 @@ namespace {
 
 constexpr const char* kAttendHelp = R"(softmax(scale * Q K^T + bias, masked) V over .npy files
 
-Arrays are float32, C order: Q [batch, q_heads, queries, dim], K [batch, kv_heads, keys, dim], V [batch, kv_heads, keys, v_dim].
-q_heads is a multiple of kv_heads. Arrays of 3 dimensions are a batch of 1; outputs then have no batch dimension either.
+Arrays are float32 in C order: Q [batch, q_heads, queries, dim], K [batch, kv_heads, keys, dim],
+V [batch, kv_heads, keys, v_dim]; q_heads is a multiple of kv_heads. Arrays of 3 dimensions are a batch of 1; outputs
+then have no batch dimension either.
 
 Mask (bool or uint8, non-zero = may attend) and bias (float32, added to the scores; -inf forbids) broadcast to
 [batch, q_heads, queries, keys] as NumPy does, from the last dimension; any of them may be 1:
   [keys]   [heads, queries, keys]   [batch, heads, queries, keys]
   [n, keys]  with n = batch: each sequence's key padding mask; with n = queries: one mask for all of them.
-             Where batch = queries it could be either and is refused: save it as [batch, 1, 1, keys] or [1, queries, keys].)";
+             Where batch = queries it could be either and is refused: save [batch, 1, 1, keys] or [1, queries, keys].)";
 
-constexpr const char* kAttendFooter = R"(Exit status: 0 done, 1 an error past tolerance (outputs are written all the same), 2 bad input (nothing is written).
+constexpr const char* kAttendFooter =
+    R"(Exit status: 0 done; 1 an error past tolerance, outputs are written all the same; 2 bad input, nothing is written.
 Example: fovea attend --q Q.npy --k K.npy --v V.npy --causal --out O.npy --check)";
 
 // CLI11 2.1 takes a number past int64 as the largest one.
@@ -35,7 +37,8 @@ bool IsWhole(const std::string& text) {
 }
 
 void AddAttendOptions(CLI::App* attend, AttendOptions* o) {
-  const CLI::Validator whole([](const std::string& text) { return IsWhole(text) ? "" : text + ": a whole number is wanted"; }, "");
+  const CLI::Validator whole(
+      [](const std::string& text) { return IsWhole(text) ? "" : text + ": a whole number is wanted"; }, "");
   const CLI::Validator offset(
       [](const std::string& text) {
         return IsWhole(text) || text == "bottom-right" ? "" : text + ": a whole number or bottom-right is wanted";
@@ -50,8 +53,12 @@ void AddAttendOptions(CLI::App* attend, AttendOptions* o) {
   attend->add_option("--q-offset", o->q_offset, "a number; or bottom-right: the last query stands at the last key")
       ->type_name("N|bottom-right")
       ->check(offset);
-  attend->add_option("--window-left", o->window_left, "keys from pos(i) - N on; -1 = all")->type_name("N")->check(whole);
-  attend->add_option("--window-right", o->window_right, "keys up to pos(i) + N; -1 = all")->type_name("N")->check(whole);
+  attend->add_option("--window-left", o->window_left, "keys from pos(i) - N on; -1 = all")
+      ->type_name("N")
+      ->check(whole);
+  attend->add_option("--window-right", o->window_right, "keys up to pos(i) + N; -1 = all")
+      ->type_name("N")
+      ->check(whole);
   attend->add_option("--soft-cap", o->soft_cap, "scores become X * tanh(score / X); 0 = none")->type_name("X");
   attend->add_option("--scale", o->scale, "default 1 / sqrt(dim)")->type_name("X");
   attend->add_option("--out", o->out, "write the result, [batch, q_heads, queries, v_dim]")->type_name("O.npy");
@@ -90,7 +97,8 @@ int Main(int argc, char** argv) {
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success)) return app.exit(error);  // --help, --version
+    if (error.get_exit_code() == static_cast<int>(CLI::ExitCodes::Success))
+      return app.exit(error);  // --help, --version
     throw InputError(error.what());
   }
   if (app.get_subcommands().empty()) throw InputError("a subcommand is wanted: info or attend; --help says more");

@@ -148,7 +148,8 @@ class HeaderParser {
 };
 
 std::string TypeName(const std::string& descr) {
-  static constexpr std::pair<char, const char*> kKinds[] = {{'f', "float"}, {'i', "int"}, {'u', "uint"}, {'c', "complex"}};
+  static constexpr std::pair<char, const char*> kKinds[] = {
+      {'f', "float"}, {'i', "int"}, {'u', "uint"}, {'c', "complex"}};
   for (const auto& [kind, name] : kKinds) {
     if (descr.size() == 3 && descr[1] == kind && std::isdigit(static_cast<unsigned char>(descr[2]))) {
       return fmt::format("{}{} (descr '{}')", name, 8 * (descr[2] - '0'), descr);
@@ -179,7 +180,8 @@ void ReadBytes(const std::string& path, std::FILE* file, void* to, size_t bytes,
   }
 }
 
-// The path that rename() may replace: symbolic links resolved, and nothing but a regular file (no device, no pipe) overwritten.
+// The path that rename() may replace: symbolic links resolved, and nothing but a regular file (no device, no pipe)
+// overwritten.
 std::string RenameTarget(const std::string& path) {
   std::error_code error;
   // The current path first: of a relative path none of which exists, weakly_canonical() gives a relative one.
@@ -193,9 +195,10 @@ std::string RenameTarget(const std::string& path) {
 }
 
 std::string HeaderBytes(const std::vector<int64_t>& shape) {
-  std::string dict = fmt::format("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}{}), }}", fmt::join(shape, ", "),
-                                 shape.size() == 1 ? "," : "");
-  // Magic, version, length (10 bytes) and the dict, padded so that the data begins at a multiple of 64 and a newline ends the header.
+  std::string dict = fmt::format("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}{}), }}",
+                                 fmt::join(shape, ", "), shape.size() == 1 ? "," : "");
+  // Magic, version, length (10 bytes) and the dict, padded so that the data begins at a multiple of 64 and a newline
+  // ends the header.
   dict.append(63 - (10 + dict.size()) % 64, ' ');
   dict += '\n';
   std::string header(kMagic);
@@ -283,8 +286,10 @@ void CheckOutputs(const std::vector<NpyOutput>& outputs) {
   std::vector<std::string> targets;
   for (const NpyOutput& output : outputs) {
     const std::string target = RenameTarget(output.path);
-    if (access(std::filesystem::path(target).parent_path().c_str(), W_OK) != 0) Refuse(output.path, "{}", std::strerror(errno));
-    if (std::find(targets.begin(), targets.end(), target) != targets.end()) Refuse(output.path, "two outputs have this name");
+    if (access(std::filesystem::path(target).parent_path().c_str(), W_OK) != 0)
+      Refuse(output.path, "{}", std::strerror(errno));
+    if (std::find(targets.begin(), targets.end(), target) != targets.end())
+      Refuse(output.path, "two outputs have this name");
     targets.push_back(target);
   }
 }

@@ -1,5 +1,5 @@
-// NumPy's .npy files, format versions 1.0 to 3.0, as numpy/lib/format.py defines them: C order, little-endian, float32, uint8, bool.
-// Everything else is refused by name.
+// NumPy's .npy files, format versions 1.0 to 3.0, as numpy/lib/format.py defines them: C order, little-endian, float32,
+// uint8, bool. Everything else is refused by name.
 #ifndef FOVEA_TOOLS_NPY_H_
 #define FOVEA_TOOLS_NPY_H_
 
@@ -36,12 +36,12 @@ struct NpyOutput {
   const float* data;
 };
 
-// Throws InputError if the files could not be written, as far as can be told before there is anything to write: the same path twice, a
-// folder that is missing or read-only, something in place that is not a regular file.
+// Throws InputError if the files could not be written, as far as can be told before there is anything to write: the
+// same path twice, a folder that is missing or read-only, something in place that is not a regular file.
 void CheckOutputs(const std::vector<NpyOutput>& outputs);
 
-// Writes all files or none: each whole under a temporary name in its own directory, then all are renamed into place. Throws
-// InputError. A target that exists is replaced only if it is a regular file; a symbolic link is followed.
+// Writes all files or none: each whole under a temporary name in its own directory, then all are renamed into place.
+// Throws InputError. A target that exists is replaced only if it is a regular file; a symbolic link is followed.
 void WriteNpy(const std::vector<NpyOutput>& outputs);
 
 }  // namespace fovea::tools

@@ -3,9 +3,10 @@
 
     tools/run_suite.py BUILD_DIR [--only-suite NAME] [--no-checks] [--fuzz PROGRAM]
 
-build/tests/fovea_tests runs once per instruction set that this CPU has (FOVEA_TARGET), its suite "once" a single time. A test case
-on one target counts as one, so does each line "PASS name", "FAIL name" or "SKIP name" of the check scripts. Cases on compiled targets
-that this CPU lacks count as skipped. A program that is missing, crashes or says nothing counts as failed.
+build/tests/fovea_tests runs once per instruction set that this CPU has (FOVEA_TARGET), its suite "once" a single time.
+A test case on one target counts as one, so does each line "PASS name", "FAIL name" or "SKIP name" of the check scripts.
+Cases on compiled targets that this CPU lacks count as skipped. A program that is missing, crashes or says nothing
+counts as failed.
 """
 import argparse
 import json
@@ -38,9 +39,10 @@ class Table:
 
 def run(args, env=None):
     """Runs a program with its output shown; gives (exit status, output)."""
-    print("\n$ " + " ".join(f"{key}={value}" for key, value in (env or {}).items()) + " " + " ".join(map(str, args)), flush=True)
+    env = env or {}
+    print("\n$", *(f"{key}={value}" for key, value in env.items()), *args, flush=True)
     try:
-        process = subprocess.Popen([str(arg) for arg in args], env={**os.environ, **(env or {})}, stdout=subprocess.PIPE,
+        process = subprocess.Popen([str(arg) for arg in args], env={**os.environ, **env}, stdout=subprocess.PIPE,
                                    stderr=subprocess.STDOUT, text=True, errors="replace")
     except OSError as error:
         print(error)
@@ -53,7 +55,7 @@ def run(args, env=None):
 
 
 def doctest(program, filters, env=None):
-    """(passed, failed) test cases of a doctest program; one failure if it ended in any other way than its summary says."""
+    """(passed, failed) test cases of a doctest program; a failure too if it ended otherwise than its summary says."""
     status, output = run([program, *filters], env)
     summary = re.search(r"test cases:\s*(\d+) \|\s*(\d+) passed \|\s*(\d+) failed", output)
     if not summary:

@@ -67,9 +67,9 @@ case $mode in
     use_clang
     configure build-fuzz -Dtests=true -Dbench=false -Dtools=false -Dfuzz=true -Dbuildtype=debugoptimized \
       -Db_sanitize=address,undefined -Db_lundef=false
-    ninja -C build-fuzz "${jobs[@]}" tests/fuzz/fuzz_attention
+    ninja -C build-fuzz "${jobs[@]}" tests/params_fuzz
     use_$compiler
-    "${suite[@]}" --fuzz build-fuzz/tests/fuzz/fuzz_attention
+    "${suite[@]}" --fuzz build-fuzz/tests/params_fuzz
     ;;
   address)
     export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1

@@ -108,8 +108,28 @@ HWY_INLINE void ExpColumn(V s0, V s1, V s2, V s3, V s4, V s5, V s6, V s7, V m, f
   hn::Store(hn::Add(hn::Load(d, l), GroupSum(s0, s1, s2, s3, s4, s5, s6, s7)), d, l);
 }
 
-// One group of wholly permitted keys without options: QK^T with the softmax as its epilogue. k: its rows; p: its P rows, p_begin where the
-// block's P rows begin. One group per call: in a loop over groups g++ keeps the epilogue's constants in registers and spills accumulators.
+// P, l and m of a group whose scores lie at p. p_begin: where the block's P rows begin.
+template <int NV>
+HWY_NOINLINE void SoftmaxGroup(const Tile& tile, size_t v_head_dim, float* HWY_RESTRICT p, float* p_begin, MaxRule rule) {
+  const DF d;
+  const size_t N = hn::Lanes(d), L = NV * N;
+  const auto row = [&](size_t r, size_t c) HWY_ATTR { return hn::Load(d, p + (r < kTileKeys ? r : 0) * L + c); };
+  bool any_moves = false;
+  for (size_t c = 0; c < L; c += N) {
+    const auto mx = GroupMax(row(0, c), row(1, c), row(2, c), row(3, c), row(4, c), row(5, c), row(6, c), row(7, c));
+    hn::Store(mx, d, tile.mx + c);
+    any_moves |= !hn::AllFalse(d, hn::Gt(mx, hn::Add(hn::Load(d, tile.m + c), hn::Set(d, rule.threshold))));
+  }
+  if (any_moves) Rescale<NV>(tile, v_head_dim, p_begin, static_cast<size_t>(p - p_begin) / L, rule);
+  for (size_t c = 0; c < L; c += N) {
+    ExpColumn(row(0, c), row(1, c), row(2, c), row(3, c), row(4, c), row(5, c), row(6, c), row(7, c), hn::Load(d, tile.m + c),
+              p + c, L, tile.l + c);
+  }
+}
+
+// One group of wholly permitted keys without options: QK^T with the softmax as its epilogue, the same bits as SoftmaxGroup. k: its rows; p: its
+// P rows. One group per call: in a loop over groups g++ keeps the epilogue's constants in registers and spills accumulators. The rare
+// rescale goes through memory, so that no accumulator lives across a call, for which clang would spill it in the k loop.
 template <int NV>
 HWY_NOINLINE void QkSoftmaxGroup(const Tile& tile, const float* const* HWY_RESTRICT k, size_t head_dim, size_t v_head_dim,
                                  float* HWY_RESTRICT p, float* p_begin, MaxRule rule) {
@@ -119,64 +139,43 @@ HWY_NOINLINE void QkSoftmaxGroup(const Tile& tile, const float* const* HWY_RESTR
   V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0;
   V b0 = a0, b1 = a0, b2 = a0, b3 = a0, b4 = a0, b5 = a0, b6 = a0, b7 = a0;
   V c0 = a0, c1 = a0, c2 = a0, c3 = a0, c4 = a0, c5 = a0, c6 = a0, c7 = a0;
-  QkTile<NV>(k, tile.qt, head_dim, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7,
-             b7, c7);
+  QkTile<NV>(k, tile.qt, head_dim, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7,
+             c7);
   const V threshold = hn::Set(d, rule.threshold);
-  V m0 = hn::Load(d, tile.m), m1 = m0, m2 = m0;
-  const V x0 = GroupMax(a0, a1, a2, a3, a4, a5, a6, a7);
-  auto moves = hn::Gt(x0, hn::Add(m0, threshold));
-  V x1 = x0, x2 = x0;
+  auto moves = hn::Gt(GroupMax(a0, a1, a2, a3, a4, a5, a6, a7), hn::Add(hn::Load(d, tile.m), threshold));
   if constexpr (NV > 1) {
-    m1 = hn::Load(d, tile.m + N);
-    x1 = GroupMax(b0, b1, b2, b3, b4, b5, b6, b7);
-    moves = hn::Or(moves, hn::Gt(x1, hn::Add(m1, threshold)));
+    const V m = hn::Add(hn::Load(d, tile.m + N), threshold);
+    moves = hn::Or(moves, hn::Gt(GroupMax(b0, b1, b2, b3, b4, b5, b6, b7), m));
   }
   if constexpr (NV > 2) {
-    m2 = hn::Load(d, tile.m + 2 * N);
-    x2 = GroupMax(c0, c1, c2, c3, c4, c5, c6, c7);
-    moves = hn::Or(moves, hn::Gt(x2, hn::Add(m2, threshold)));
+    const V m = hn::Add(hn::Load(d, tile.m + 2 * N), threshold);
+    moves = hn::Or(moves, hn::Gt(GroupMax(c0, c1, c2, c3, c4, c5, c6, c7), m));
   }
   if (HWY_UNLIKELY(!hn::AllFalse(d, moves))) {
-    hn::Store(x0, d, tile.mx);
-    if constexpr (NV > 1) hn::Store(x1, d, tile.mx + N);
-    if constexpr (NV > 2) hn::Store(x2, d, tile.mx + 2 * N);
-    Rescale<NV>(tile, v_head_dim, p_begin, static_cast<size_t>(p - p_begin) / L, rule);
-    m0 = hn::Load(d, tile.m);
-    if constexpr (NV > 1) m1 = hn::Load(d, tile.m + N);
-    if constexpr (NV > 2) m2 = hn::Load(d, tile.m + 2 * N);
+    StoreGroup<NV>(p, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
+    return SoftmaxGroup<NV>(tile, v_head_dim, p, p_begin, rule);
   }
-  ExpColumn(a0, a1, a2, a3, a4, a5, a6, a7, m0, p, L, tile.l);
-  if constexpr (NV > 1) ExpColumn(b0, b1, b2, b3, b4, b5, b6, b7, m1, p + N, L, tile.l + N);
-  if constexpr (NV > 2) ExpColumn(c0, c1, c2, c3, c4, c5, c6, c7, m2, p + 2 * N, L, tile.l + 2 * N);
+  ExpColumn(a0, a1, a2, a3, a4, a5, a6, a7, hn::Load(d, tile.m), p, L, tile.l);
+  if constexpr (NV > 1) ExpColumn(b0, b1, b2, b3, b4, b5, b6, b7, hn::Load(d, tile.m + N), p + N, L, tile.l + N);
+  if constexpr (NV > 2) ExpColumn(c0, c1, c2, c3, c4, c5, c6, c7, hn::Load(d, tile.m + 2 * N), p + 2 * N, L, tile.l + 2 * N);
 }
 
-// One group whose S^T rows lie at p: options and permission applied, then P, l and m as in QkSoftmaxGroup, with the same bits. key: the
-// group's first; bias: its rows, or null; allow: where to note permission, or null.
+// Options and permission applied to a group whose S^T rows lie at p, then its softmax. key: the group's first; bias: its rows, or null; allow: where to
+// note permission, or null.
 template <int NV>
 HWY_NOINLINE void MaskedSoftmaxGroup(const Tile& tile, const ScoreRule& score, int32_t key, const float* HWY_RESTRICT bias,
                                      float* HWY_RESTRICT allow, size_t v_head_dim, float* HWY_RESTRICT p, float* p_begin,
                                      MaxRule rule) {
   const DF d;
-  using V = hn::Vec<DF>;
   const size_t N = hn::Lanes(d), L = NV * N;
-  bool any_moves = false;
-  for (size_t c = 0; c < L; c += N) {
-    V mx = hn::Set(d, kMinusInf);
-    for (size_t r = 0; r < kTileKeys; ++r) {
-      const V s = MaskedScore(tile, score, key + static_cast<int32_t>(r), bias ? bias + r * L : nullptr,
-                              allow ? allow + r * L : nullptr, hn::Load(d, p + r * L + c), c);
+  for (size_t r = 0; r < kTileKeys; ++r) {
+    for (size_t c = 0; c < L; c += N) {
+      const auto s = MaskedScore(tile, score, key + static_cast<int32_t>(r), bias ? bias + r * L : nullptr,
+                                 allow ? allow + r * L : nullptr, hn::Load(d, p + r * L + c), c);
       hn::Store(s, d, p + r * L + c);
-      mx = hn::Max(mx, s);
     }
-    hn::Store(mx, d, tile.mx + c);
-    const V m = hn::Load(d, tile.m + c);
-    any_moves |= !hn::AllFalse(d, hn::Gt(mx, hn::Add(m, hn::Set(d, rule.threshold))));
   }
-  if (any_moves) Rescale<NV>(tile, v_head_dim, p_begin, static_cast<size_t>(p - p_begin) / L, rule);
-  for (size_t c = 0; c < L; c += N) {
-    const auto row = [&](size_t r) HWY_ATTR { return hn::Load(d, p + (r < kTileKeys ? r : 0) * L + c); };
-    ExpColumn(row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7), hn::Load(d, tile.m + c), p + c, L, tile.l + c);
-  }
+  SoftmaxGroup<NV>(tile, v_head_dim, p, p_begin, rule);
 }
 
 // S^T, P^T, m and l of a tile for the keys of w in block kb.

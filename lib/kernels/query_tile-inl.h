@@ -188,17 +188,12 @@ HWY_INLINE void TransposeBias(const AttentionTask& t, const Tile& tile, size_t L
   }
 }
 
-// S^T of one group of keys, stored.
-template <int NV>
-HWY_NOINLINE void QkStoreGroup(const Tile& tile, const float* const* k, size_t head_dim, float* HWY_RESTRICT p) {
+// S^T of one group of keys, in registers, to its rows.
+template <int NV, class V>
+HWY_INLINE void StoreGroup(float* HWY_RESTRICT p, V a0, V b0, V c0, V a1, V b1, V c1, V a2, V b2, V c2, V a3, V b3, V c3, V a4,
+                           V b4, V c4, V a5, V b5, V c5, V a6, V b6, V c6, V a7, V b7, V c7) {
   const DF d;
-  using V = hn::Vec<DF>;
   const size_t N = hn::Lanes(d), L = NV * N;
-  V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0;
-  V b0 = a0, b1 = a0, b2 = a0, b3 = a0, b4 = a0, b5 = a0, b6 = a0, b7 = a0;
-  V c0 = a0, c1 = a0, c2 = a0, c3 = a0, c4 = a0, c5 = a0, c6 = a0, c7 = a0;
-  QkTile<NV>(k, tile.qt, head_dim, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7,
-             c7);
   const auto store = [&](size_t r, V a, V b, V c) HWY_ATTR {
     if (r >= kTileKeys) return;
     hn::Store(a, d, p + r * L);
@@ -207,6 +202,19 @@ HWY_NOINLINE void QkStoreGroup(const Tile& tile, const float* const* k, size_t h
   };
   store(0, a0, b0, c0), store(1, a1, b1, c1), store(2, a2, b2, c2), store(3, a3, b3, c3);
   store(4, a4, b4, c4), store(5, a5, b5, c5), store(6, a6, b6, c6), store(7, a7, b7, c7);
+}
+
+// S^T of one group of keys, stored.
+template <int NV>
+HWY_NOINLINE void QkStoreGroup(const Tile& tile, const float* const* k, size_t head_dim, float* HWY_RESTRICT p) {
+  const DF d;
+  using V = hn::Vec<DF>;
+  V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0;
+  V b0 = a0, b1 = a0, b2 = a0, b3 = a0, b4 = a0, b5 = a0, b6 = a0, b7 = a0;
+  V c0 = a0, c1 = a0, c2 = a0, c3 = a0, c4 = a0, c5 = a0, c6 = a0, c7 = a0;
+  QkTile<NV>(k, tile.qt, head_dim, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7,
+             c7);
+  StoreGroup<NV>(p, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
 }
 
 // The score of one key for the lanes at c: options applied, -inf where forbidden. allow (optional) notes permission.

@@ -33,44 +33,52 @@ constexpr int kTileKeys = 8;
 using DF = hn::ScalableTag<float>;
 using DI = hn::RebindToSigned<DF>;
 
-// One row: NV accumulators += x * b.
+// Whether the third operand vector stays in memory: 12 + 3 + 1 registers leave clang none to spare, and it spills an accumulator (half the speed).
+constexpr bool kThirdFromMemory = kTileKeys == 4 && HWY_COMPILER_CLANG;
+
+// One row: NV accumulators += x * v. b: where the operand vectors lie.
 template <int NV, class V>
-HWY_INLINE void FmaRow(float x, V b0, V b1, V b2, V& a, V& b, V& c) {
-  const V vx = hn::Set(DF(), x);
-  a = hn::MulAdd(vx, b0, a);
-  if constexpr (NV > 1) b = hn::MulAdd(vx, b1, b);
-  if constexpr (NV > 2) c = hn::MulAdd(vx, b2, c);
+HWY_INLINE void FmaRow(float x, V v0, V v1, V v2, const float*& b, V& a0, V& a1, V& a2) {
+  const DF d;
+  const V vx = hn::Set(d, x);
+  a0 = hn::MulAdd(vx, v0, a0);
+  if constexpr (NV > 1) a1 = hn::MulAdd(vx, v1, a1);
+  if constexpr (NV > 2 && !kThirdFromMemory) a2 = hn::MulAdd(vx, v2, a2);
+  if constexpr (NV > 2 && kThirdFromMemory) {
+    asm volatile("" : "+r"(b));  // one load per row, as the FMA's memory operand
+    a2 = hn::MulAdd(vx, hn::Load(d, b + 2 * hn::Lanes(d)), a2);
+  }
 }
 
 // One step of the reduction: R rows, x0 .. x(R-1), against the NV vectors at b. Rows past R are not touched.
 template <int R, int NV, class V>
 HWY_INLINE void FmaStep(const float* x0, const float* x1, const float* x2, const float* x3, const float* x4, const float* x5,
-                        const float* x6, const float* x7, const float* HWY_RESTRICT b, V& a0, V& b0, V& c0, V& a1, V& b1, V& c1,
-                        V& a2, V& b2, V& c2, V& a3, V& b3, V& c3, V& a4, V& b4, V& c4, V& a5, V& b5, V& c5, V& a6, V& b6,
-                        V& c6, V& a7, V& b7, V& c7) {
+                        const float* x6, const float* x7, const float*& b, V& a0, V& b0, V& c0, V& a1, V& b1, V& c1, V& a2,
+                        V& b2, V& c2, V& a3, V& b3, V& c3, V& a4, V& b4, V& c4, V& a5, V& b5, V& c5, V& a6, V& b6, V& c6,
+                        V& a7, V& b7, V& c7) {
   const DF d;
   const size_t N = hn::Lanes(d);
   const V v0 = hn::Load(d, b);
   V v1 = v0, v2 = v0;
   if constexpr (NV > 1) v1 = hn::Load(d, b + N);
-  if constexpr (NV > 2) v2 = hn::Load(d, b + 2 * N);
-  FmaRow<NV>(*x0, v0, v1, v2, a0, b0, c0);
-  if constexpr (R > 1) FmaRow<NV>(*x1, v0, v1, v2, a1, b1, c1);
-  if constexpr (R > 2) FmaRow<NV>(*x2, v0, v1, v2, a2, b2, c2);
-  if constexpr (R > 3) FmaRow<NV>(*x3, v0, v1, v2, a3, b3, c3);
-  if constexpr (R > 4) FmaRow<NV>(*x4, v0, v1, v2, a4, b4, c4);
-  if constexpr (R > 5) FmaRow<NV>(*x5, v0, v1, v2, a5, b5, c5);
-  if constexpr (R > 6) FmaRow<NV>(*x6, v0, v1, v2, a6, b6, c6);
-  if constexpr (R > 7) FmaRow<NV>(*x7, v0, v1, v2, a7, b7, c7);
+  if constexpr (NV > 2 && !kThirdFromMemory) v2 = hn::Load(d, b + 2 * N);
+  FmaRow<NV>(*x0, v0, v1, v2, b, a0, b0, c0);
+  if constexpr (R > 1) FmaRow<NV>(*x1, v0, v1, v2, b, a1, b1, c1);
+  if constexpr (R > 2) FmaRow<NV>(*x2, v0, v1, v2, b, a2, b2, c2);
+  if constexpr (R > 3) FmaRow<NV>(*x3, v0, v1, v2, b, a3, b3, c3);
+  if constexpr (R > 4) FmaRow<NV>(*x4, v0, v1, v2, b, a4, b4, c4);
+  if constexpr (R > 5) FmaRow<NV>(*x5, v0, v1, v2, b, a5, b5, c5);
+  if constexpr (R > 6) FmaRow<NV>(*x6, v0, v1, v2, b, a6, b6, c6);
+  if constexpr (R > 7) FmaRow<NV>(*x7, v0, v1, v2, b, a7, b7, c7);
+  b += NV * N;
 }
 
 // S^T of kTileKeys keys (rows k[0 .. kTileKeys)) against the tile's Q^T [dim][NV * N].
 template <int NV, class V>
-HWY_INLINE void QkTile(const float* const* HWY_RESTRICT k, const float* HWY_RESTRICT qt, size_t dim, V& a0, V& b0, V& c0, V& a1,
+HWY_INLINE void QkTile(const float* const* HWY_RESTRICT k, const float* qt, size_t dim, V& a0, V& b0, V& c0, V& a1,
                        V& b1, V& c1, V& a2, V& b2, V& c2, V& a3, V& b3, V& c3, V& a4, V& b4, V& c4, V& a5, V& b5, V& c5,
                        V& a6, V& b6, V& c6, V& a7, V& b7, V& c7) {
   constexpr int R = kTileKeys;
-  const size_t L = NV * hn::Lanes(DF());
   const float *k0 = k[0], *k1 = k[1], *k2 = k[2], *k3 = k[3];
   const float *k4 = k0, *k5 = k0, *k6 = k0, *k7 = k0;
   if constexpr (R == 8) k4 = k[4], k5 = k[5], k6 = k[6], k7 = k[7];
@@ -79,11 +87,9 @@ HWY_INLINE void QkTile(const float* const* HWY_RESTRICT k, const float* HWY_REST
   for (; i + 2 <= dim; i += 2) {
     FmaStep<R, NV>(k0 + i, k1 + i, k2 + i, k3 + i, k4 + i, k5 + i, k6 + i, k7 + i, qt, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3,
                    b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
-    qt += L;
     asm volatile("" : "+r"(i), "+r"(qt));
     FmaStep<R, NV>(k0 + i + 1, k1 + i + 1, k2 + i + 1, k3 + i + 1, k4 + i + 1, k5 + i + 1, k6 + i + 1, k7 + i + 1, qt, a0, b0,
                    c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
-    qt += L;
     asm volatile("" : "+r"(i), "+r"(qt));
   }
   if (i < dim) {
@@ -94,8 +100,7 @@ HWY_INLINE void QkTile(const float* const* HWY_RESTRICT k, const float* HWY_REST
 
 // O^T rows [0, R) of ot += sum over n keys of V[j][R columns from col] * P^T[j]. A row's bits do not depend on R.
 template <int R, int NV>
-HWY_INLINE void PvRows(const float* const* HWY_RESTRICT v, size_t col, size_t n, const float* HWY_RESTRICT p,
-                       float* HWY_RESTRICT ot) {
+HWY_INLINE void PvRows(const float* const* HWY_RESTRICT v, size_t col, size_t n, const float* p, float* HWY_RESTRICT ot) {
   const DF d;
   using V = hn::Vec<DF>;
   const size_t N = hn::Lanes(d), L = NV * N;
@@ -115,7 +120,6 @@ HWY_INLINE void PvRows(const float* const* HWY_RESTRICT v, size_t col, size_t n,
     const float* x = *v + col;
     FmaStep<R, NV>(x, x + 1, x + 2, x + 3, x + 4, x + 5, x + 6, x + 7, p, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4,
                    b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
-    p += L;
     asm volatile("" : "+r"(v), "+r"(p));
   }
   const auto store = [&](size_t r, V a, V b, V c) HWY_ATTR {

@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
-"""The library as others use it: installed into a prefix of its own, found by pkg-config and by CMake, loaded by Python, and built as
-a Meson subproject. Also: the README's examples are the files that are compiled here.
+"""The library as others use it: installed into a prefix of its own, found by pkg-config and by CMake, loaded by Python,
+and built as a Meson subproject. Also: the README's examples are the files that are compiled here.
 
     tests/consumers/run.py BUILD_DIR
 """
@@ -45,8 +45,8 @@ def main():
         return library
 
     def by_pkg_config(name, compiler, standard):
-        flags = command("pkg-config", "--define-variable=prefix=" + str(prefix), "--cflags", "--libs", "fovea", env=env).split()
-        command(compiler, standard, *WARNINGS, here / name, "-o", work / "by_pkg_config", *flags)
+        flags = command("pkg-config", f"--define-variable=prefix={prefix}", "--cflags", "--libs", "fovea", env=env)
+        command(compiler, standard, *WARNINGS, here / name, "-o", work / "by_pkg_config", *flags.split())
         command(work / "by_pkg_config", env=env)
 
     def by_cmake():
@@ -83,7 +83,8 @@ def main():
             checks.run("consumers: C++, pkg-config", by_pkg_config, "example.cpp", cxx, "-std=c++17")
             checks.run("consumers: C++, CMake find_package", by_cmake)
             checks.run("consumers: CMake refuses another major version", by_cmake_refused)
-            checks.run("consumers: Python, ctypes", command, sys.executable, here / "caller.py", libraries[0] / "libfovea.so")
+            checks.run("consumers: Python, ctypes", command, sys.executable, here / "caller.py",
+                       libraries[0] / "libfovea.so")
         checks.run("consumers: Meson subproject", by_subproject)
     finally:
         shutil.rmtree(work, ignore_errors=True)
