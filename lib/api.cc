@@ -6,6 +6,7 @@
 #include <mutex>
 
 #include "lib/error.h"
+#include "lib/fp_env.h"
 #include "lib/parallel_for.h"
 #include "lib/plan.h"
 #include "lib/run.h"
@@ -52,9 +53,12 @@ struct Call {
 };
 
 fovea_status CheckCall(const fovea_attention_params* params, const fovea_exec* exec, CheckData data, Call* call) {
+  const FpEnvScope env;  // the default scale is computed here
   fovea_status status = ResolveExec(exec, &call->e);
   if (status == FOVEA_OK) status = CheckParams(params, data, &call->p);
   if (status != FOVEA_OK) return status;
+  // Multi-query attention written as multi-head: one kv head, with the bits and the speed of num_kv_heads = 1.
+  if (call->p.k.stride_head == 0 && call->p.v.stride_head == 0) call->p.num_kv_heads = 1;
   call->target = ChosenTarget();
   if (!call->target) return FOVEA_ERR_TARGET_UNAVAILABLE;
   call->workers = NumWorkers(call->e);
@@ -228,10 +232,12 @@ fovea_status fovea_attention_run_tasks(const fovea_plan* plan, const fovea_atten
   if (worker < 0 || worker >= plan->workers) {
     return Fail(FOVEA_ERR_INVALID_ARGUMENT, "worker = %d: must be in [0, %d)", worker, plan->workers);
   }
-  fovea_attention_params p;
-  fovea_status status = CheckParams(params, CheckData::kYes, &p);
-  if (status == FOVEA_OK) status = CheckSamePlan(*plan, p);
-  if (status == FOVEA_OK) RunTasks(*plan, p, plan->phases[phase], begin, end, worker);
+  Call call;
+  fovea_exec serial;
+  fovea_exec_init(&serial, sizeof serial);
+  fovea_status status = CheckCall(params, &serial, CheckData::kYes, &call);
+  if (status == FOVEA_OK) status = CheckSamePlan(*plan, call.p);
+  if (status == FOVEA_OK) RunTasks(*plan, call.p, plan->phases[phase], begin, end, worker);
   return status;
 }
 

@@ -13,11 +13,12 @@ namespace {
 constexpr size_t kAlign = 64;
 constexpr uint64_t kMagic = 0x31767070666F7665u;
 
-// Split points over keys, for calls of few rows: parts of at least this many keys, at most kMaxParts of them, and at most
-// kMaxPartRows partial rows per kv head, so that the workspace does not grow with kv_len.
+// Split points over keys, for calls of few rows: parts of at least kMinPartKeys keys, at most kMaxParts of them, and at most PartRows
+// partial rows per kv head (fewer where there are many kv heads to share the work), so that the workspace stays small and does not grow
+// with kv_len.
 constexpr int64_t kMinPartKeys = 512;
 constexpr int64_t kMaxParts = 32;
-constexpr int64_t kMaxPartRows = 256;
+int64_t PartRows(int64_t num_kv_heads) { return std::clamp<int64_t>(1024 / num_kv_heads, 1, 256); }
 
 // Q^T, O^T and P^T of a task's tiles should stay in L2 beside the K and V rows that pass through.
 constexpr int64_t kTaskScratchBudget = 256 * 1024;
@@ -26,15 +27,15 @@ int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
 
 // Keys per part for a sequence of `rows` lanes per kv head; kv_len or more: not split.
-int64_t PartKeys(int64_t rows, int64_t kv_len, uint32_t flags) {
-  const int64_t parts = rows > 0 ? std::min(kMaxParts, kMaxPartRows / rows) : 1;
+int64_t PartKeys(const fovea_attention_params& p, int64_t rows, int64_t kv_len, uint32_t flags) {
+  const int64_t parts = rows > 0 ? std::min(kMaxParts, PartRows(p.num_kv_heads) / rows) : 1;
   if (parts <= 1 || (flags & FOVEA_BATCH_INVARIANT)) return std::max<int64_t>(kv_len, 1);
   return std::max(kMinPartKeys, RoundUp(CeilDiv(kv_len, parts), kBlockKeys));
 }
 
 // The most part rows that a kv head of a sequence of up to `rows` lanes can need. Monotone in rows.
-int64_t MaxPartRows(int64_t rows, uint32_t flags) {
-  return flags & FOVEA_BATCH_INVARIANT ? 0 : std::min(kMaxParts * rows, kMaxPartRows);
+int64_t MaxPartRows(const fovea_attention_params& p, int64_t rows, uint32_t flags) {
+  return flags & FOVEA_BATCH_INVARIANT ? 0 : std::min(kMaxParts * rows, PartRows(p.num_kv_heads));
 }
 
 bool IsDecodeRows(int64_t rows, uint32_t flags) { return rows <= kDecodeMaxRows && !(flags & FOVEA_BATCH_INVARIANT); }
@@ -97,13 +98,13 @@ void Layout(const fovea_attention_params& p, uint32_t flags, const Target& targe
   const int32_t N = target.table->vector_lanes();
   const int64_t group = p.num_q_heads / p.num_kv_heads, tile_lanes = int64_t{N} * kTileVecs;
   const int64_t total_rows = TotalQRows(p);
-  int64_t rows = 0, heads = 0, seq_tasks = 0, tile_tasks = 0, tasks = 0, merges = 0, part_rows = 0, stats = 0;
+  int64_t rows = INT64_MAX, heads = 0, seq_tasks = 0, tile_tasks = 0, tasks = 0, merges = 0, part_rows = 0, stats = 0;
   // Rows of the longest sequence that these arguments allow, not that they have: the bound is monotone.
   const int64_t longest = p.cu_seqlens_q ? p.total_q : p.q_len;
   bool bad = __builtin_mul_overflow(longest, group, &rows) || __builtin_mul_overflow(p.batch, p.num_kv_heads, &heads);
-  const int64_t part_bound = MaxPartRows(rows, flags);
+  const int64_t part_bound = MaxPartRows(p, rows, flags);
   // Tasks of a kv head: its tiles, and for short sequences each tile once per part.
-  bad |= __builtin_mul_overflow(heads, 2 + (part_bound ? kMaxParts + kMaxPartRows / tile_lanes : 0), &seq_tasks);
+  bad |= __builtin_mul_overflow(heads, 2 + (part_bound ? kMaxParts + part_bound / tile_lanes : 0), &seq_tasks);
   bad |= __builtin_mul_overflow(total_rows, p.num_q_heads, &tile_tasks);
   bad |= __builtin_mul_overflow(heads, part_bound, &part_rows);
   if (part_bound) merges = heads;
@@ -142,7 +143,7 @@ void FillRange(const fovea_attention_params& p, int64_t b, AttentionTask* t) {
   t->pos0 = PositionOffset(p, b);
   t->mask = static_cast<const uint8_t*>(p.mask.data);
   t->bias = static_cast<const float*>(p.bias.data);
-  t->mask_cols = p.mask_kv_len ? p.mask_kv_len : p.cu_seqlens_kv || p.kv_lens ? kv_len : p.kv_len;
+  t->mask_cols = p.mask_kv_len ? p.mask_kv_len : p.cu_seqlens_kv ? kv_len : p.kv_len;
   t->mask_first = p.mask_align == FOVEA_MASK_ALIGN_RIGHT ? kv_len - t->mask_cols : 0;
 }
 
@@ -214,7 +215,7 @@ fovea_status BuildPlan(const fovea_attention_params& p, uint32_t flags, const Ta
     AttentionTask range;
     FillRange(p, b, &range);
     const int64_t rows = QLen(p, b) * group, kv_len = KvLen(p, b);
-    const int64_t part_keys = PartKeys(rows, kv_len, flags), parts = std::max<int64_t>(CeilDiv(kv_len, part_keys), 1);
+    const int64_t part_keys = PartKeys(p, rows, kv_len, flags), parts = std::max<int64_t>(CeilDiv(kv_len, part_keys), 1);
     const int64_t lanes_per_task = IsDecodeRows(rows, flags) ? kDecodeMaxRows : tiles_per_task * tile_lanes;
     for (int32_t h = 0; h < p.num_kv_heads; ++h) {
       const int32_t head_part = part_row;

@@ -52,10 +52,11 @@ struct AttentionCheck {
 // Compares what a call of fovea_attention_forward(&p, ...) has written, every row_step-th row of each head, with the oracle.
 // The bound of lib/NUMERICS.md, for row i of one head, with u = 2^-24:
 //   out      |out - f64| <= max(4 u (1 + max(D, R_i)) V,  2 |naive_i - f64|)      V = the head's largest permitted |V|
-//   lse      |lse - f64| <= max(4 u (1 + max(D, R_i, |lse|)),  2 |naive_i - f64|)
-//   scores   likewise, per element with its own magnitude (RAW to BIASED) or with max(D, R_i) (PROBABILITIES)
-// D = max over the head of dot_magnitude, R_i = row_magnitude of the row; a naive that is not finite counts as exact.
-// An out of +-Inf (from Inf in a permitted V) may be NaN as well: P may be 0 in f32.
+//   lse      |lse - f64| <= max(4 u w (1 + max(D, R_i, |lse|)),  2 |naive_i - f64|)
+//   scores   likewise, with max(D, the element's own magnitude) for RAW to BIASED, max(D, R_i) for PROBABILITIES
+// D = max over the head of dot_magnitude, R_i = row_magnitude of the row, w = max(1, sqrt(head_dim) / 4): the rounding errors of
+// a sum in order add up like a random walk, which a softmax averages and a single score does not. A naive that is not finite
+// counts as exact. An out of +-Inf (from Inf in a permitted V) may be NaN as well: P may be 0 in f32.
 AttentionCheck CheckAttention(const fovea_attention_params& p, int64_t row_step = 1);
 
 }  // namespace fovea

@@ -1,5 +1,6 @@
 #include "lib/run.h"
 
+#include <float.h>
 #include <math.h>
 
 #include <algorithm>
@@ -73,8 +74,9 @@ void RunMergeTask(const fovea_plan& plan, const PlanTask& task, const AttentionT
     double m, l;
     MergeRow(*plan.target->table, task.num_parts, get, t.v_head_dim, t.out + h * t.out_stride_head + i * t.out_stride_row, &m, &l);
     if (t.lse) {
-      float lse = l == 0.0 ? -HUGE_VALF : static_cast<float>((m + log2(l)) * kLn2);
-      t.lse[h * t.lse_stride_head + i * t.lse_stride_row] = lse;
+      const bool lowest = m <= -static_cast<double>(FLT_MAX) && l > 0.0;  // every score is: log2 units end there
+      t.lse[h * t.lse_stride_head + i * t.lse_stride_row] =
+          l == 0.0 ? -HUGE_VALF : lowest ? -FLT_MAX : static_cast<float>((m + log2(l)) * kLn2);
     }
     if (t.stats) {
       float* stats = t.stats + h * t.stats_stride_head + i * 2;

@@ -65,7 +65,7 @@ TEST_CASE("workspace_size does not read data and is monotone in q_len, kv_len an
           p.causal = causal;
           return WorkspaceSize(p, exec);
         };
-        const std::vector<int64_t> lengths = {0, 1, 2, 7, 8, 9, 24, 25, 64, 65, 300, 2048, 100000, (int64_t{1} << 30) - 1};
+        const std::vector<int64_t> lengths = {0, 1, 2, 7, 8, 9, 24, 25, 64, 65, 300, 2048, 100000, int64_t{1} << 28};
         for (size_t n = 1; n < lengths.size(); ++n) {
           CAPTURE(lengths[n]);
           CHECK(size(2, lengths[n], 513) >= size(2, lengths[n - 1], 513));

@@ -4,7 +4,8 @@
  *
  *   S[i][j]  = scale * dot(Q[i], K[j])                                   scale defaults to 1/sqrt(head_dim)   (RAW)
  *   S[i][j]  = cap * tanh(S[i][j] / cap)                                 if logits_soft_cap > 0       (SOFT_CAPPED)
- *   S[i][j] += bias[i][j] - alibi_slopes[h] * |j - pos(i)|               a finite bias keeps S >= -FLT_MAX
+ *   S[i][j] += bias[i][j] - alibi_slopes[h] * |j - pos(i)|               a finite bias keeps S finite: below
+ *                                                                        -2.3e38 S is -FLT_MAX
  *   S[i][j]  = -inf   where the mask, a bias of -inf, causality, the window or a length forbids j          (BIASED)
  *   P[i][j]  = exp(S[i][j] - LSE[i])                                                                (PROBABILITIES)
  *   O[i]     = sum_j P[i][j] V[j]

@@ -42,15 +42,15 @@ HWY_INLINE ScoreRule MakeScoreRule(const AttentionTask& t, float unit) {
 }
 
 // s: the dot product of K and the scaled Q. slope: in score units; dist: |j - pos|; bias: as the caller gave it.
-// A finite bias stays finite: scores are clamped to -FLT_MAX by select (Max would lose NaN).
+// A finite bias or distance stays finite: scores below -FLT_MAX / log2(e), where log2 units end, are -FLT_MAX, by select (Max would lose NaN).
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V AdjustScore(D d, const ScoreRule& rule, V s, V slope, V dist, V bias) {
   if (rule.cap > 0) s = hn::Mul(Tanh(d, s), hn::Set(d, rule.cap));
   if (rule.alibi) s = hn::NegMulAdd(slope, dist, s);
-  if (rule.bias) {
-    s = hn::MulAdd(bias, hn::Set(d, rule.unit), s);
-    const V lowest = hn::Set(d, -FLT_MAX);
-    s = hn::IfThenElse(hn::Lt(s, lowest), lowest, s);
+  if (rule.bias) s = hn::MulAdd(bias, hn::Set(d, rule.unit), s);
+  if (rule.alibi || rule.bias) {
+    const V least = hn::Set(d, rule.unit == 1.0f ? -FLT_MAX / kLog2E : -FLT_MAX);
+    s = hn::IfThenElse(hn::Lt(s, least), hn::Set(d, -FLT_MAX), s);
   }
   return s;
 }
@@ -137,6 +137,7 @@ HWY_INLINE void StartRow(const AttentionTask& t, int64_t head, const MaxRule& ru
 // LSE of (m, l), natural. A row that saw no key but its sink gives the sink back exactly.
 HWY_INLINE float RowLse(const AttentionTask& t, int64_t head, float m, float l) {
   if (l == 0.0f) return kMinusInf;
+  if (m == -FLT_MAX && l > 0.0f) return -FLT_MAX;  // every score is (l may be NaN)
   if (t.sinks && l == 1.0f && m == t.sinks[head] * kLog2E) return t.sinks[head];
   return static_cast<float>((static_cast<double>(m) + log2(static_cast<double>(l))) * 0.693147180559945309417);
 }
