@@ -39,24 +39,24 @@ void RunRandom(uint64_t built_in_seed, int64_t count, ShapeKind kind, bool with_
 
 }  // namespace
 
-TEST_CASE("random shapes, no options: prefill equals f64") { RunRandom(1000000, 150, ShapeKind::kPrefill, false); }
+TEST_CASE("random shapes, no options: prefill equals f64") { RunRandom(1000000, 300, ShapeKind::kPrefill, false); }
 
-TEST_CASE("random shapes, no options: few rows equal f64") { RunRandom(2000000, 150, ShapeKind::kFewRows, false); }
+TEST_CASE("random shapes, no options: few rows equal f64") { RunRandom(2000000, 300, ShapeKind::kFewRows, false); }
 
 TEST_CASE("random shapes, random combinations of options: prefill equals f64") {
-  RunRandom(3000000, 300, ShapeKind::kPrefill, true);
+  RunRandom(3000000, 800, ShapeKind::kPrefill, true);
 }
 
 TEST_CASE("random shapes, random combinations of options: few rows equal f64") {
-  RunRandom(4000000, 300, ShapeKind::kFewRows, true);
+  RunRandom(4000000, 800, ShapeKind::kFewRows, true);
 }
 
-TEST_CASE("random shapes, empty lengths included: equal f64") { RunRandom(5000000, 300, ShapeKind::kAny, true); }
+TEST_CASE("random shapes, empty lengths included: equal f64") { RunRandom(5000000, 800, ShapeKind::kAny, true); }
 
 TEST_CASE("random shapes, BATCH_INVARIANT: equal f64") {
   const fovea_exec exec = Threads(2, FOVEA_BATCH_INVARIANT);
   const uint64_t first = FirstSeed(6000000);
-  for (int64_t n = 0; n < CaseCount(150); ++n) {
+  for (int64_t n = 0; n < CaseCount(300); ++n) {
     const uint64_t seed = first + static_cast<uint64_t>(n);
     AttentionCase c(RandomSpec(seed, ShapeKind::kAny, RandomOptions(seed), RandomStage(seed), CaseWork(kWork)));
     CHECK(RunAndCheck(&c, &exec) == "");

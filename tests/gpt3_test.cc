@@ -37,21 +37,6 @@ fovea_attention_params Layer(const float* q, const float* k, const float* v, flo
   return p;
 }
 
-// A field of /proc/self/status in KB; -1 where there is none.
-int64_t StatusKb(const std::string& field) {
-  std::ifstream status("/proc/self/status");
-  for (std::string line; std::getline(status, line);) {
-    if (line.compare(0, field.size() + 1, field + ":") == 0) return std::atoll(line.c_str() + field.size() + 1);
-  }
-  return -1;
-}
-
-bool ResetPeak() {  // VmHWM starts again at what is resident now
-  std::ofstream clear("/proc/self/clear_refs");
-  clear << "5" << std::flush;
-  return clear.good();
-}
-
 }  // namespace
 
 TEST_CASE("GPT-3's layer: the workspace is under 5% of inputs and outputs, whatever the number of keys") {
@@ -68,6 +53,25 @@ TEST_CASE("GPT-3's layer: the workspace is under 5% of inputs and outputs, whate
 }
 
 #if !defined(FOVEA_TEST_ASAN) && !defined(FOVEA_TEST_TSAN)
+
+namespace {
+
+// A field of /proc/self/status in KB; -1 where there is none.
+int64_t StatusKb(const std::string& field) {
+  std::ifstream status("/proc/self/status");
+  for (std::string line; std::getline(status, line);) {
+    if (line.compare(0, field.size() + 1, field + ":") == 0) return std::atoll(line.c_str() + field.size() + 1);
+  }
+  return -1;
+}
+
+bool ResetPeak() {  // VmHWM starts again at what is resident now
+  std::ofstream clear("/proc/self/clear_refs");
+  clear << "5" << std::flush;
+  return clear.good();
+}
+
+}  // namespace
 
 TEST_SUITE("once") {
   TEST_CASE("GPT-3's layer, computed whole: memory grows by the workspace only, and it is right") {

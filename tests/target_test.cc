@@ -8,6 +8,7 @@
 #include <cstring>
 #include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "tests/harness/attention_case.h"
@@ -144,14 +145,14 @@ TEST_SUITE("once") {
     std::string best;
     for (const fovea_target_info& info : Targets()) {
       if (info.runnable && best.empty()) best = info.name;
-      const auto [code, text] = Probe(info.name);
-      CAPTURE(text);
+      const std::pair<int, std::string> probe = Probe(info.name);
+      CAPTURE(probe.second);
       if (info.runnable) {
-        CHECK(code == 0);
-        CHECK(text == std::string("FOVEA_OK ") + info.name + " FOVEA_TARGET\n");
+        CHECK(probe.first == 0);
+        CHECK(probe.second == std::string("FOVEA_OK ") + info.name + " FOVEA_TARGET\n");
       } else {
-        CHECK(code == FOVEA_ERR_TARGET_UNAVAILABLE);
-        CHECK(text == "FOVEA_ERR_TARGET_UNAVAILABLE - -\n");
+        CHECK(probe.first == FOVEA_ERR_TARGET_UNAVAILABLE);
+        CHECK(probe.second == "FOVEA_ERR_TARGET_UNAVAILABLE - -\n");
       }
     }
     CHECK(Probe("PENTIUM").first == FOVEA_ERR_TARGET_UNAVAILABLE);

@@ -66,10 +66,10 @@ case $mode in
   plain)
     use_clang
     configure build-fuzz -Dtests=true -Dbench=false -Dtools=false -Dfuzz=true -Dbuildtype=debugoptimized \
-      -Db_sanitize=address,undefined -Db_lundef=false
-    ninja -C build-fuzz "${jobs[@]}" tests/params_fuzz
+      -Db_sanitize=address,undefined -Db_lundef=false -Dcpp_args=-fsanitize=fuzzer-no-link
+    ninja -C build-fuzz "${jobs[@]}" tests/fuzz/fuzz_attention
     use_$compiler
-    "${suite[@]}" --fuzz build-fuzz/tests/params_fuzz
+    "${suite[@]}" --fuzz build-fuzz/tests/fuzz/fuzz_attention
     ;;
   address)
     export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1

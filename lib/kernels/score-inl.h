@@ -34,7 +34,8 @@ struct ScoreRule {
 HWY_INLINE ScoreRule MakeScoreRule(const AttentionTask& t, float unit) {
   ScoreRule r;
   r.cap = t.soft_cap * unit;
-  r.q_factor = t.soft_cap > 0 ? t.sm_scale / t.soft_cap : t.sm_scale * unit;
+  // A cap below 1e-8 bounds the scores closer to 0 than f32 rounds them; dividing by it could overflow finite scores to inf - inf.
+  r.q_factor = t.soft_cap > 0 ? t.sm_scale / HWY_MAX(t.soft_cap, 1e-8f) : t.sm_scale * unit;
   r.unit = unit;
   r.alibi = t.slopes != nullptr;
   r.bias = t.bias != nullptr;

@@ -362,7 +362,7 @@ std::string AttentionCase::Describe() const {
                      std::to_string(spec.kv_len) + ", head_dim " + std::to_string(p.head_dim) + "/" +
                      std::to_string(out->shape().cols);
   const auto add = [&text](bool given, const std::string& what) { text += given ? ", " + what : ""; };
-  const auto list = [this](const int32_t* values, int64_t count) {
+  const auto list = [](const int32_t* values, int64_t count) {
     std::string joined;
     for (int64_t b = 0; values && b < count; ++b) joined += " " + std::to_string(values[b]);
     return joined;
