@@ -16,7 +16,8 @@ constexpr double kInf = std::numeric_limits<double>::infinity();
 // Row i of sequence b in head h; cu is the cu_seqlens of the tensor's side, NULL where it is padded.
 template <typename E>
 E* Row(const fovea_tensor& t, const int32_t* cu, int64_t b, int64_t h, int64_t i) {
-  return static_cast<E*>(t.data) + (cu ? cu[b] * t.stride_row : b * t.stride_batch) + h * t.stride_head + i * t.stride_row;
+  return static_cast<E*>(t.data) + (cu ? cu[b] * t.stride_row : b * t.stride_batch) + h * t.stride_head +
+         i * t.stride_row;
 }
 
 int64_t VHeadDim(const fovea_attention_params& p) { return p.v_head_dim ? p.v_head_dim : p.head_dim; }
@@ -106,8 +107,10 @@ void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t 
       score -= term;
       row->magnitudes[at] += std::fabs(static_cast<double>(term));
     }
-    // The kernels' units of log2(e) end at -FLT_MAX / log2(e): scores below it are -FLT_MAX. A comparison that NaN fails, so that it stays.
-    if ((p.bias.data || p.alibi_slopes) && score < static_cast<T>(-FLT_MAX / 1.44269504088896341)) score = static_cast<T>(-FLT_MAX);
+    // The kernels' units of log2(e) end at -FLT_MAX / log2(e): scores below it are -FLT_MAX. A comparison that NaN
+    // fails, so that it stays.
+    if ((p.bias.data || p.alibi_slopes) && score < static_cast<T>(-FLT_MAX / 1.44269504088896341))
+      score = static_cast<T>(-FLT_MAX);
     if (p.scores_stage == FOVEA_SCORES_BIASED) row->scores[at] = score;
     s[at] = score;
   }
@@ -166,9 +169,10 @@ double Distance(double got, double want, Infinite infinite) {
   return std::isfinite(got) ? std::fabs(got - want) : kInf;
 }
 
-// Appends the elements of one row, or only the worst of those that share a magnitude, which is all that the bound needs.
-void Compare(const float* got, int64_t got_stride, const std::vector<double>& want, const std::vector<float>& naive, int64_t i,
-             Infinite infinite, const double* magnitudes, double magnitude, std::vector<Difference>* all) {
+// Appends the elements of one row, or only the worst of those that share a magnitude, which is all that the bound
+// needs.
+void Compare(const float* got, int64_t got_stride, const std::vector<double>& want, const std::vector<float>& naive,
+             int64_t i, Infinite infinite, const double* magnitudes, double magnitude, std::vector<Difference>* all) {
   Difference worst;
   worst.error = -1;
   double worst_naive = 0;
@@ -194,8 +198,8 @@ void Compare(const float* got, int64_t got_stride, const std::vector<double>& wa
   all->push_back(worst);
 }
 
-// Judges a head's differences; unit is what the bound is relative to, factor * 4 u (1 + magnitude), and floor_magnitude the
-// least magnitude of any row.
+// Judges a head's differences; unit is what the bound is relative to, factor * 4 u (1 + magnitude), and floor_magnitude
+// the least magnitude of any row.
 void Judge(const std::vector<Difference>& all, double unit, double factor, double floor_magnitude, int64_t b, int64_t h,
            OutputCheck* check) {
   for (const Difference& d : all) {
@@ -235,8 +239,8 @@ AttentionCheck CheckAttention(const fovea_attention_params& p, int64_t row_step)
         EvaluateRow(p, b, h, i, &naive);
         dot_magnitude = std::max(dot_magnitude, oracle.dot_magnitude);
         v_magnitude = std::max(v_magnitude, oracle.v_magnitude);
-        Compare(Row<const float>(p.out, p.cu_seqlens_q, b, h, i), 1, oracle.out, naive.out, i, Infinite::kMayBeNan, nullptr,
-                oracle.row_magnitude, &out);
+        Compare(Row<const float>(p.out, p.cu_seqlens_q, b, h, i), 1, oracle.out, naive.out, i, Infinite::kMayBeNan,
+                nullptr, oracle.row_magnitude, &out);
         if (p.lse.data) {
           Compare(Row<const float>(p.lse, p.cu_seqlens_q, b, h, i), 1, {oracle.lse}, {naive.lse}, i, Infinite::kExact,
                   nullptr, std::max(oracle.row_magnitude, Finite(std::fabs(oracle.lse))), &lse);
@@ -244,8 +248,9 @@ AttentionCheck CheckAttention(const fovea_attention_params& p, int64_t row_step)
         if (p.scores.data) {
           oracle.magnitudes.resize(oracle.scores.size(), 0);
           const bool probabilities = p.scores_stage == FOVEA_SCORES_PROBABILITIES;
-          Compare(Row<const float>(p.scores, p.cu_seqlens_q, b, h, i), p.scores.stride_col, oracle.scores, naive.scores, i,
-                  Infinite::kExact, probabilities ? nullptr : oracle.magnitudes.data(), oracle.row_magnitude, &scores);
+          Compare(Row<const float>(p.scores, p.cu_seqlens_q, b, h, i), p.scores.stride_col, oracle.scores, naive.scores,
+                  i, Infinite::kExact, probabilities ? nullptr : oracle.magnitudes.data(), oracle.row_magnitude,
+                  &scores);
         }
       }
       const double walk = std::max(1.0, std::sqrt(static_cast<double>(p.head_dim)) / 4);

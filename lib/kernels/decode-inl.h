@@ -28,6 +28,10 @@ namespace hn = hwy::HWY_NAMESPACE;
 // Rows taken together: 4 x 4 accumulators + 4 operands + 1 on 32 registers, 2 x 4 + 4 + 1 on 16.
 constexpr size_t kDecodeRows = kTileKeys == 8 ? 4 : 2;
 
+// Keys of a block, the group of the running maximum: K and V of one stay in L1 or L2 between prefetch and use.
+constexpr int32_t kDecodeKeys = 64;
+static_assert(kDecodeKeys <= kBlockKeys, "scratch holds kBlockKeys");
+
 HWY_INLINE size_t PadToVector(size_t n) {
   const size_t N = hn::Lanes(DF());
   return (n + N - 1) / N * N;
@@ -89,9 +93,28 @@ HWY_INLINE void Dot4(const float* const* k, const float* HWY_RESTRICT q, size_t 
   if constexpr (NQ > 3) store(s + 3 * kBlockKeys, a3, b3, c3, e3);
 }
 
+// Rows that the next pass reads, brought into L2 while this one computes: K and V are walked in turn, and the products take 4 rows at a time, column by
+// column, an order in which the hardware's prefetcher sees no stream.
+struct Ahead {
+  const float* base;  // its first row
+  int64_t stride;
+  size_t rows, dim;
+};
+
+HWY_INLINE void PrefetchRows(const Ahead& a, size_t first, size_t n) {
+  constexpr size_t kLine = 64 / sizeof(float);
+  for (size_t j = first; j < HWY_MIN(first + n, a.rows); ++j) {
+    const float* row = a.base + static_cast<int64_t>(j) * a.stride;
+    for (size_t c = 0; c < a.dim; c += kLine) __builtin_prefetch(row + c, 0, 2);  // to L2: more misses may be in flight there than in L1
+  }
+}
+
 template <int NQ>
-HWY_NOINLINE void DotBlock(const float* const* k, const float* q, size_t pitch, size_t dim, size_t keys, float* s) {
-  for (size_t j = 0; j < keys; j += 4) Dot4<NQ>(k + j, q, pitch, dim, HWY_MIN(keys - j, size_t{4}), s + j);
+HWY_NOINLINE void DotBlock(const float* const* k, const float* q, size_t pitch, size_t dim, size_t keys, float* s, const Ahead& ahead) {
+  for (size_t j = 0; j < keys; j += 4) {
+    PrefetchRows(ahead, j, 4);
+    Dot4<NQ>(k + j, q, pitch, dim, HWY_MIN(keys - j, size_t{4}), s + j);
+  }
 }
 
 // O[c .. c + N) of one row += p[0 .. 4) * v0 .. v3, in this order.
@@ -144,9 +167,12 @@ HWY_INLINE void Pv1(const float* v, float p, size_t dim, float* HWY_RESTRICT o) 
 }
 
 template <int NQ>
-HWY_NOINLINE void PvBlock(const float* const* v, const float* p, size_t dim, size_t keys, float* o, size_t pitch) {
+HWY_NOINLINE void PvBlock(const float* const* v, const float* p, size_t dim, size_t keys, float* o, size_t pitch, const Ahead& ahead) {
   size_t j = 0;
-  for (; j + 4 <= keys; j += 4) Pv4<NQ>(v + j, p + j, dim, o, pitch);
+  for (; j + 4 <= keys; j += 4) {
+    PrefetchRows(ahead, j, 4);
+    Pv4<NQ>(v + j, p + j, dim, o, pitch);
+  }
   for (; j < keys; ++j) {
     for (size_t r = 0; r < NQ; ++r) Pv1(v[j], p[r * kBlockKeys + j], dim, o + r * pitch);
   }
@@ -218,8 +244,8 @@ HWY_NOINLINE void DecodeRows(const AttentionTask& t, const KernelScratch& s, con
     hi = HWY_MAX(hi, rows[r].hi);
   }
   if (lo > hi) return;
-  for (int32_t kb = lo / kBlockKeys * kBlockKeys; kb <= hi; kb += kBlockKeys) {
-    const int32_t begin = HWY_MAX(kb, lo), end = HWY_MIN(kb + kBlockKeys, hi + 1);
+  for (int32_t kb = lo / kDecodeKeys * kDecodeKeys; kb <= hi; kb += kDecodeKeys) {
+    const int32_t begin = HWY_MAX(kb, lo), end = HWY_MIN(kb + kDecodeKeys, hi + 1);
     Permits sum = {!(t.mask || t.bias), true};
     if (t.mask || t.bias) {
       for (size_t r = 0; r < n; ++r) {
@@ -235,12 +261,16 @@ HWY_NOINLINE void DecodeRows(const AttentionTask& t, const KernelScratch& s, con
     const size_t first = static_cast<size_t>(begin - kb), keys = static_cast<size_t>(end - begin);
     LoadRows(t, s, kb, begin, end - 1);
     const float *const *k = s.rows + first, *const *v = s.rows + kBlockKeys + first;
+    const Ahead this_v = {t.v + begin * t.v_stride_row, t.v_stride_row, keys, v_dim};
+    const Ahead next_k = {t.k + end * t.k_stride_row, t.k_stride_row,
+                          static_cast<size_t>(HWY_MIN(hi + 1 - end, kDecodeKeys)), dim};
+    const Ahead nothing = {nullptr, 0, 0, 0};
     size_t r = 0;
     if constexpr (kDecodeRows == 4) {
-      for (; r + 4 <= n; r += 4) DotBlock<4>(k, rows[r].q, q_pitch, dim, keys, rows[r].p + first);
+      for (; r + 4 <= n; r += 4) DotBlock<4>(k, rows[r].q, q_pitch, dim, keys, rows[r].p + first, r == 0 ? this_v : nothing);
     }
-    for (; r + 2 <= n; r += 2) DotBlock<2>(k, rows[r].q, q_pitch, dim, keys, rows[r].p + first);
-    for (; r < n; ++r) DotBlock<1>(k, rows[r].q, q_pitch, dim, keys, rows[r].p + first);
+    for (; r + 2 <= n; r += 2) DotBlock<2>(k, rows[r].q, q_pitch, dim, keys, rows[r].p + first, r == 0 ? this_v : nothing);
+    for (; r < n; ++r) DotBlock<1>(k, rows[r].q, q_pitch, dim, keys, rows[r].p + first, r == 0 ? this_v : nothing);
     for (r = 0; r < n; ++r) {
       const int64_t lane = t.lane_begin + static_cast<int64_t>(first_row + r);
       if (use_bias) {
@@ -260,10 +290,10 @@ HWY_NOINLINE void DecodeRows(const AttentionTask& t, const KernelScratch& s, con
     }
     r = 0;
     if constexpr (kDecodeRows == 4) {
-      for (; r + 4 <= n; r += 4) PvBlock<4>(v, rows[r].p + first, v_dim, keys, rows[r].o, o_pitch);
+      for (; r + 4 <= n; r += 4) PvBlock<4>(v, rows[r].p + first, v_dim, keys, rows[r].o, o_pitch, r == 0 ? next_k : nothing);
     }
-    for (; r + 2 <= n; r += 2) PvBlock<2>(v, rows[r].p + first, v_dim, keys, rows[r].o, o_pitch);
-    for (; r < n; ++r) PvBlock<1>(v, rows[r].p + first, v_dim, keys, rows[r].o, o_pitch);
+    for (; r + 2 <= n; r += 2) PvBlock<2>(v, rows[r].p + first, v_dim, keys, rows[r].o, o_pitch, r == 0 ? next_k : nothing);
+    for (; r < n; ++r) PvBlock<1>(v, rows[r].p + first, v_dim, keys, rows[r].o, o_pitch, r == 0 ? next_k : nothing);
   }
 }
 
