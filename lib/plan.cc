@@ -278,7 +278,8 @@ void FillTask(const fovea_plan& plan, const fovea_attention_params& p, const Pla
   const int64_t q_row = p.cu_seqlens_q ? p.cu_seqlens_q[b] : 0, q_batch = p.cu_seqlens_q ? 0 : b;
   const int64_t kv_row = p.cu_seqlens_kv ? p.cu_seqlens_kv[b] : 0, kv_batch = p.cu_seqlens_kv ? 0 : b;
   const auto at = [](const fovea_tensor& x, int64_t batch, int64_t h, int64_t row) {
-    return static_cast<float*>(x.data) + (batch * x.stride_batch + h * x.stride_head + row * x.stride_row);
+    const int64_t offset = batch * x.stride_batch + h * x.stride_head + row * x.stride_row;
+    return x.data ? static_cast<float*>(x.data) + offset : nullptr;  // NULL where an extent is 0
   };
   t->q = at(p.q, q_batch, head, q_row);
   t->k = at(p.k, kv_batch, task.kv_head, kv_row);

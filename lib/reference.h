@@ -33,7 +33,7 @@ struct ReferenceRow {
 
 // T = double or float. In T throughout, no fused multiply-add, sums in the order of the index, std::exp, std::tanh,
 // std::log:
-//   S_j = scale * sum_k q_k k_jk; soft cap; S_j = max(S_j + bias_j - slope |j - pos|, -FLT_MAX)
+//   S_j = scale * sum_k q_k k_jk; soft cap; S_j += bias_j - slope |j - pos|, -FLT_MAX if below -FLT_MAX / log2(e)
 //   m = max(S_j, sink); l = sum_j exp(S_j - m) + exp(sink - m); P_j = exp(S_j - m) / l; O = sum_j P_j V_j; LSE = m +
 //   log(l)
 // K, V and bias of a key that is not permitted are not read; for RAW and SOFT_CAPPED scores, K of every key is.

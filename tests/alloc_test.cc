@@ -1,7 +1,6 @@
-// No memory is taken with a caller's workspace: every allocating function of glibc is replaced in this program, and so for the
-// library and the OpenMP runtime too, by one that counts.
+// No memory is taken with a caller's workspace: every allocating function of glibc is replaced in this program, and so
+// for the library and the OpenMP runtime too, by one that counts.
 #include <doctest/doctest.h>
-
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <unistd.h>

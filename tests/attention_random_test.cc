@@ -21,9 +21,9 @@ uint32_t RandomOptions(uint64_t seed) {
 
 int32_t RandomStage(uint64_t seed) {
   Rng rng(Mix(seed) ^ 0x5c07e5);
-  return static_cast<int32_t>(rng.Pick({FOVEA_SCORES_NONE, FOVEA_SCORES_NONE, FOVEA_SCORES_NONE, FOVEA_SCORES_NONE,
-                                        FOVEA_SCORES_RAW, FOVEA_SCORES_SOFT_CAPPED, FOVEA_SCORES_BIASED,
-                                        FOVEA_SCORES_PROBABILITIES}));
+  return static_cast<int32_t>(
+      rng.Pick({FOVEA_SCORES_NONE, FOVEA_SCORES_NONE, FOVEA_SCORES_NONE, FOVEA_SCORES_NONE, FOVEA_SCORES_RAW,
+                FOVEA_SCORES_SOFT_CAPPED, FOVEA_SCORES_BIASED, FOVEA_SCORES_PROBABILITIES}));
 }
 
 void RunRandom(uint64_t built_in_seed, int64_t count, ShapeKind kind, bool with_options) {

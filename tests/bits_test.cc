@@ -1,4 +1,5 @@
-// The same bits for any threads, executor, batch composition, layout and neighbour; with BATCH_INVARIANT for any q_len too.
+// The same bits for any threads, executor, batch composition, layout and neighbour; with BATCH_INVARIANT for any q_len
+// too.
 #include <doctest/doctest.h>
 
 #include <cmath>
@@ -111,7 +112,8 @@ TEST_CASE("same bits alone and in a batch, padded or packed there") {
 TEST_CASE("same bits padded and packed") {
   const uint64_t seed = FirstSeed(77);
   for (int pair = 0; pair < kLengthPairs; ++pair) {
-    for (uint32_t options : {0u, static_cast<uint32_t>(kCausal | kBottomRight), static_cast<uint32_t>(kSinks | kAlibi | kSpread)}) {
+    for (uint32_t options :
+         {0u, static_cast<uint32_t>(kCausal | kBottomRight), static_cast<uint32_t>(kSinks | kAlibi | kSpread)}) {
       CaseSpec spec = Spec(pair, seed, options | kQLens | kKvLens);
       spec.batch = 4;
       AttentionCase padded(spec);
@@ -222,7 +224,8 @@ TEST_CASE("BATCH_INVARIANT: any chunking of the queries, the keys whole") {
 
 TEST_CASE("BATCH_INVARIANT: chunked prefill and decode steps over a growing cache equal the whole causal prefill") {
   const fovea_exec exec = Threads(2, FOVEA_BATCH_INVARIANT);
-  for (uint32_t options : {static_cast<uint32_t>(kCausal), static_cast<uint32_t>(kCausal | kWindowLeft | kAlibi | kSpread)}) {
+  for (uint32_t options :
+       {static_cast<uint32_t>(kCausal), static_cast<uint32_t>(kCausal | kWindowLeft | kAlibi | kSpread)}) {
     CaseSpec spec;
     spec.seed = 8;
     spec.num_q_heads = 6;
@@ -323,20 +326,23 @@ TEST_CASE("a mask or bias that permits all has the bits of none; skipping dead b
     c.SetBias([](int64_t, int64_t, int64_t, int64_t) { return 0.0f; });
     CHECK(BitDifference(none, RunBits(&c, Threads(1))) == "");
 
-    // Keys 128.. to 255 forbidden: by a mask (blocks skipped for all) and with one row that attends to them (nothing skipped).
+    // Keys 128.. to 255 forbidden: by a mask (blocks skipped for all) and with one row that attends to them (nothing
+    // skipped).
     c.p.bias = fovea_tensor{};
     c.p.causal = 0;
     const int64_t other = spec.q_len - 1;
     c.SetMask([](int64_t, int64_t, int64_t, int64_t j) { return j < 128 || j >= 256; });
     const std::vector<float> skipped = RunBits(&c, Threads(1));
-    c.SetMask([other](int64_t, int64_t, int64_t i, int64_t j) { return j < 128 || j >= 256 || (other > 0 && i == other); });
+    c.SetMask(
+        [other](int64_t, int64_t, int64_t i, int64_t j) { return j < 128 || j >= 256 || (other > 0 && i == other); });
     const std::vector<float> visited = RunBits(&c, Threads(1));
     const size_t per_row = 20;
     for (int64_t h = 0; h < spec.num_q_heads; ++h) {
       const auto begin = static_cast<std::ptrdiff_t>(static_cast<size_t>(h * spec.q_len) * per_row);
-      const auto end = begin + static_cast<std::ptrdiff_t>(static_cast<size_t>(spec.q_len - (other > 0 ? 1 : 0)) * per_row);
-      CHECK(BitDifference({skipped.begin() + begin, skipped.begin() + end}, {visited.begin() + begin, visited.begin() + end}) ==
-            "");
+      const auto end =
+          begin + static_cast<std::ptrdiff_t>(static_cast<size_t>(spec.q_len - (other > 0 ? 1 : 0)) * per_row);
+      CHECK(BitDifference({skipped.begin() + begin, skipped.begin() + end},
+                          {visited.begin() + begin, visited.begin() + end}) == "");
     }
   }
 }

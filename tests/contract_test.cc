@@ -1,4 +1,5 @@
-// The contract of lib/NUMERICS.md: empty rows, NaN and Inf, the ends of the range, the floating-point environment, memory.
+// The contract of lib/NUMERICS.md: empty rows, NaN and Inf, the ends of the range, the floating-point environment,
+// memory.
 #include <doctest/doctest.h>
 
 #include <algorithm>
@@ -127,17 +128,21 @@ TEST_CASE("one row without keys among others: only that row is empty") {
 // ---- NaN and Inf ---------------------------------------------------------------------------------------------------
 
 TEST_CASE("masked key is never an operand: NaN and Inf in K and V, forbidden by mask, bias, causality or window") {
-  for (const RowsAndKeys& shape : {RowsAndKeys{1, 300}, RowsAndKeys{1, 2500}, RowsAndKeys{25, 129}, RowsAndKeys{70, 300}}) {
+  for (const RowsAndKeys& shape :
+       {RowsAndKeys{1, 300}, RowsAndKeys{1, 2500}, RowsAndKeys{25, 129}, RowsAndKeys{70, 300}}) {
     for (int way = 0; way < 5; ++way) {
       for (float poison : {kNan, kInf, -kInf}) {
         INFO("q_len ", shape.q_len, ", kv_len ", shape.kv_len, ", way ", way, ", poison ", poison);
         AttentionCase c(Spec(shape));
         const auto may_attend = [](int64_t, int64_t, int64_t, int64_t j) { return j % 5 != 1; };
         if (way == 0) c.SetMask(may_attend);
-        if (way == 1) c.SetBias([&](int64_t b, int64_t h, int64_t i, int64_t j) { return may_attend(b, h, i, j) ? 0.5f : -kInf; });
+        if (way == 1)
+          c.SetBias([&](int64_t b, int64_t h, int64_t i, int64_t j) { return may_attend(b, h, i, j) ? 0.5f : -kInf; });
         if (way == 2) c.p.causal = 1;
         if (way == 3) c.p.window_left = 9, c.p.window_right = 3, c.p.q_offset = 40;
-        if (way == 4) c.SetMask([&](int64_t b, int64_t h, int64_t i, int64_t j) { return j < 64 || may_attend(b, h, i, j); }), c.p.causal = 1;
+        if (way == 4)
+          c.SetMask([&](int64_t b, int64_t h, int64_t i, int64_t j) { return j < 64 || may_attend(b, h, i, j); }),
+              c.p.causal = 1;
         for (int64_t j = 0; j < shape.kv_len; ++j) {
           bool attended = false;
           for (int64_t i = 0; i < shape.q_len; ++i) attended |= fovea::Permitted(c.p, 0, 0, i, j);
@@ -152,7 +157,8 @@ TEST_CASE("masked key is never an operand: NaN and Inf in K and V, forbidden by 
 }
 
 TEST_CASE("NaN in a permitted V reaches exactly the rows that attend to it") {
-  for (const RowsAndKeys& shape : {RowsAndKeys{3, 70}, RowsAndKeys{3, 2500}, RowsAndKeys{25, 129}, RowsAndKeys{70, 300}}) {
+  for (const RowsAndKeys& shape :
+       {RowsAndKeys{3, 70}, RowsAndKeys{3, 2500}, RowsAndKeys{25, 129}, RowsAndKeys{70, 300}}) {
     for (float poison : {kNan, kInf, -kInf}) {
       for (int64_t key : {int64_t{0}, shape.kv_len / 2, shape.kv_len - 1}) {
         INFO("q_len ", shape.q_len, ", kv_len ", shape.kv_len, ", poison ", poison, ", key ", key);
@@ -184,7 +190,8 @@ TEST_CASE("NaN in a permitted V reaches its row even where its weight is 0") {
 }
 
 TEST_CASE("NaN in a permitted K reaches exactly the rows that attend to it, O and LSE") {
-  for (const RowsAndKeys& shape : {RowsAndKeys{3, 70}, RowsAndKeys{3, 2500}, RowsAndKeys{25, 129}, RowsAndKeys{70, 300}}) {
+  for (const RowsAndKeys& shape :
+       {RowsAndKeys{3, 70}, RowsAndKeys{3, 2500}, RowsAndKeys{25, 129}, RowsAndKeys{70, 300}}) {
     for (int64_t key : {int64_t{0}, shape.kv_len / 2, shape.kv_len - 1}) {
       INFO("q_len ", shape.q_len, ", kv_len ", shape.kv_len, ", key ", key);
       AttentionCase c(Spec(shape));
@@ -202,7 +209,8 @@ TEST_CASE("NaN in a permitted K reaches exactly the rows that attend to it, O an
 }
 
 TEST_CASE("NaN in Q reaches its own row only, and an empty row not at all") {
-  for (const RowsAndKeys& shape : {RowsAndKeys{3, 70}, RowsAndKeys{3, 2500}, RowsAndKeys{25, 129}, RowsAndKeys{70, 300}}) {
+  for (const RowsAndKeys& shape :
+       {RowsAndKeys{3, 70}, RowsAndKeys{3, 2500}, RowsAndKeys{25, 129}, RowsAndKeys{70, 300}}) {
     INFO("q_len ", shape.q_len, ", kv_len ", shape.kv_len);
     AttentionCase c(Spec(shape));
     c.SetMask([](int64_t, int64_t, int64_t i, int64_t) { return i != 1; });
@@ -232,7 +240,8 @@ TEST_CASE("NaN in bias: forbidden elsewhere it reaches nothing, permitted its ro
 }
 
 TEST_CASE("a bias of -inf is a mask, +inf makes its row NaN and no other") {
-  for (const RowsAndKeys& shape : {RowsAndKeys{3, 70}, RowsAndKeys{3, 2500}, RowsAndKeys{25, 129}, RowsAndKeys{70, 300}}) {
+  for (const RowsAndKeys& shape :
+       {RowsAndKeys{3, 70}, RowsAndKeys{3, 2500}, RowsAndKeys{25, 129}, RowsAndKeys{70, 300}}) {
     INFO("q_len ", shape.q_len, ", kv_len ", shape.kv_len);
     AttentionCase masked(Spec(shape));
     masked.SetMask([](int64_t, int64_t, int64_t i, int64_t j) { return (i + j) % 3 != 0; });
@@ -332,7 +341,9 @@ TEST_CASE("scores that rise with every key: each raises the maximum") {
     for (float step : {0.01f, 0.7f, 20.0f, 3000.0f}) {
       INFO("q_len ", shape.q_len, ", kv_len ", shape.kv_len, ", step ", step);
       AttentionCase c(Spec(shape));
-      c.SetBias([step](int64_t, int64_t, int64_t i, int64_t j) { return step * static_cast<float>(j) * (i % 2 ? 1.0f : 0.5f); });
+      c.SetBias([step](int64_t, int64_t, int64_t i, int64_t j) {
+        return step * static_cast<float>(j) * (i % 2 ? 1.0f : 0.5f);
+      });
       CHECK(RunAndCheck(&c) == "");
     }
   }
@@ -517,7 +528,8 @@ TEST_CASE("caller's rounding mode and flush-to-zero change no bit, and are resto
       const uint32_t before = FpControl();
       for (int rounding : {FE_TONEAREST, FE_UPWARD, FE_DOWNWARD, FE_TOWARDZERO}) {
         for (uint32_t flush : {0u, kFlushAll}) {
-          INFO("q_len ", shape.q_len, ", kv_len ", shape.kv_len, ", threads ", threads, ", rounding ", rounding, ", flush ", flush);
+          INFO("q_len ", shape.q_len, ", kv_len ", shape.kv_len, ", threads ", threads, ", rounding ", rounding,
+               ", flush ", flush);
           c.ClearOutputs();
           std::fesetround(rounding);
           SetFpControl(FpControl() | flush);
@@ -611,7 +623,8 @@ TEST_CASE("V may be a part of K's rows: overlapping memory, other row length (ML
 }
 
 TEST_CASE("stride 0 broadcasts an input: one query, one key, one head, one batch entry for all") {
-  int64_t fovea_tensor::*const strides[] = {&fovea_tensor::stride_batch, &fovea_tensor::stride_head, &fovea_tensor::stride_row};
+  int64_t fovea_tensor::*const strides[] = {&fovea_tensor::stride_batch, &fovea_tensor::stride_head,
+                                            &fovea_tensor::stride_row};
   fovea_tensor fovea_attention_params::*const inputs[] = {&fovea_attention_params::q, &fovea_attention_params::k,
                                                           &fovea_attention_params::v};
   for (const RowsAndKeys& shape : kShapes) {

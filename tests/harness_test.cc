@@ -35,7 +35,8 @@ void WriteOracle(const AttentionCase& c) {
     for (int64_t h = 0; h < c.p.num_q_heads; ++h) {
       for (int64_t i = 0; i < c.p.q_len; ++i) {
         fovea::EvaluateRow(c.p, b, h, i, &row);
-        for (size_t k = 0; k < row.out.size(); ++k) c.out->F32(b, h, i, static_cast<int64_t>(k)) = static_cast<float>(row.out[k]);
+        for (size_t k = 0; k < row.out.size(); ++k)
+          c.out->F32(b, h, i, static_cast<int64_t>(k)) = static_cast<float>(row.out[k]);
         c.lse->F32(b, h, i) = static_cast<float>(row.lse);
         for (size_t j = 0; j < row.scores.size(); ++j) {
           c.scores->F32(b, h, i, static_cast<int64_t>(j)) = static_cast<float>(row.scores[j]);
@@ -77,7 +78,9 @@ TEST_SUITE("once") {
     AttentionCase c(Spec());
     fovea::ReferenceRow<double> row;
     c.SetMask([](int64_t, int64_t, int64_t i, int64_t) { return i != 0; });
-    c.SetBias([](int64_t, int64_t, int64_t i, int64_t j) { return i == 1 ? -FLT_MAX : i == 2 && j == 3 ? kInf : 0.0f; });
+    c.SetBias([](int64_t, int64_t, int64_t i, int64_t j) {
+      return i == 1 ? -FLT_MAX : i == 2 && j == 3 ? kInf : 0.0f;
+    });
     fovea::EvaluateRow(c.p, 0, 0, 0, &row);
     CHECK(row.out[0] == 0.0);
     CHECK(row.lse == -std::numeric_limits<double>::infinity());
@@ -117,7 +120,8 @@ TEST_SUITE("once") {
       CHECK(refused(&c.out->F32(0, 0, 0, 0), 1e-3f));
       CHECK(refused(&c.lse->F32(0, 0, 0), -1e30f));
       CHECK(refused(&c.lse->F32(0, 0, 0), 0.0f));
-      if (stage != FOVEA_SCORES_RAW) CHECK(refused(&c.scores->F32(0, 0, 2, 20), stage == FOVEA_SCORES_BIASED ? -1e30f : 1e-5f));
+      if (stage != FOVEA_SCORES_RAW)
+        CHECK(refused(&c.scores->F32(0, 0, 2, 20), stage == FOVEA_SCORES_BIASED ? -1e30f : 1e-5f));
     }
   }
 
@@ -163,7 +167,8 @@ TEST_SUITE("once") {
   }
 
   TEST_CASE("harness: numbers are the same in every layout") {
-    AttentionCase dense(Spec(kQLens | kKvLens)), strided(Spec(kQLens | kKvLens | kStrides)), packed(Spec(kPackedQ | kPackedKv));
+    AttentionCase dense(Spec(kQLens | kKvLens)), strided(Spec(kQLens | kKvLens | kStrides)),
+        packed(Spec(kPackedQ | kPackedKv));
     REQUIRE(dense.p.kv_lens[1] == packed.p.cu_seqlens_kv[2] - packed.p.cu_seqlens_kv[1]);
     for (int64_t j = 0; j < dense.p.kv_lens[1]; ++j) {
       CHECK(dense.k->F32(1, 0, j, 5) == strided.k->F32(1, 0, j, 5));

@@ -1,5 +1,6 @@
-// A host that was built with another compiler's OpenMP runtime than libfovea, as PyTorch's process is: it warms its own pool, loads
-// the library by dlopen, and calls it outside and inside its parallel regions. Exit code 0 = right. Run by threads_test.cc.
+// A host that was built with another compiler's OpenMP runtime than libfovea, as PyTorch's process is: it warms its own
+// pool, loads the library by dlopen, and calls it outside and inside its parallel regions. Exit code 0 = right. Run by
+// threads_test.cc.
 //   host_omp_test /path/to/libfovea.so
 #include <dlfcn.h>
 #include <omp.h>

@@ -1,5 +1,5 @@
-// Every test, for one target: FOVEA_TARGET or the default choice. tools/test.sh runs this once per runnable target with -tse=once
-// and one more time with -ts=once for the cases that do not depend on it.
+// Every test, for one target: FOVEA_TARGET or the default choice. tools/test.sh runs this once per runnable target with
+// -tse=once and one more time with -ts=once for the cases that do not depend on it.
 #define DOCTEST_CONFIG_IMPLEMENT
 #include <doctest/doctest.h>
 
@@ -10,9 +10,21 @@
 #include "fovea/fovea.h"
 #include "tests/harness/environment.h"
 
+#ifdef FOVEA_TEST_ASAN
+// What an OpenMP runtime keeps for a thread that has ended is not ours.
+extern "C" const char* __lsan_default_suppressions();
+extern "C" const char* __lsan_default_suppressions() { return "leak:libomp\nleak:libgomp\n"; }
+#endif
+#ifdef FOVEA_TEST_TSAN
+// libomp's own locks; what runs in its parallel regions is known to TSan by libarcher.so.
+extern "C" const char* __tsan_default_suppressions();
+extern "C" const char* __tsan_default_suppressions() { return "called_from_lib:libomp.so\n"; }
+#endif
+
 namespace {
 
-// For target_test.cc, which starts this program with another environment: the exit code is the status of a computing call.
+// For target_test.cc, which starts this program with another environment: the exit code is the status of a computing
+// call.
 int Probe() {
   float one = 1, out = 0;
   fovea_attention_params p;

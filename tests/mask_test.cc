@@ -127,7 +127,8 @@ TEST_CASE("mask at every tile edge: runs of permitted keys begin and end anywher
         spec.num_kv_heads = 1;
         spec.head_dim = 3;
         AttentionCase c(spec);
-        c.SetMask([=](int64_t, int64_t h, int64_t i, int64_t j) { return j >= begin + i % 3 && j < begin + length + h; });
+        c.SetMask(
+            [=](int64_t, int64_t h, int64_t i, int64_t j) { return j >= begin + i % 3 && j < begin + length + h; });
         CHECK(RunAndCheck(&c) == "");
       }
     }

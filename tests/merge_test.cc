@@ -22,7 +22,8 @@ struct Part {
     Shape lse_shape = shape;
     lse_shape.cols = 1;
     const auto make = [rng](const Shape& s) {
-      return std::make_unique<TestTensor>(FOVEA_F32, s, rng ? RandomStrides(rng, s, false, false) : DenseStrides(s), Guard::kAfter);
+      return std::make_unique<TestTensor>(FOVEA_F32, s, rng ? RandomStrides(rng, s, false, false) : DenseStrides(s),
+                                          Guard::kAfter);
     };
     out = make(shape);
     lse = make(lse_shape);
@@ -60,13 +61,14 @@ std::string MergeParts(AttentionCase* c, int32_t n, Rng* strides, bool in_place)
     whole.out = outs[0];
     whole.lse = lses[0];
   }
-  if (fovea_attention_merge(n, outs.data(), lses.data(), shape.batch, shape.heads, shape.rows, shape.cols, &whole.out, &whole.lse,
-                            nullptr) != FOVEA_OK) {
+  if (fovea_attention_merge(n, outs.data(), lses.data(), shape.batch, shape.heads, shape.rows, shape.cols, &whole.out,
+                            &whole.lse, nullptr) != FOVEA_OK) {
     return fovea_last_error();
   }
   const fovea::AttentionCheck check = fovea::CheckAttention(whole);
   if (check.out.ratio > 1.5 || check.lse.ratio > 1.5) {  // half a bound for the merge itself
-    return "out " + std::to_string(check.out.ratio) + " and lse " + std::to_string(check.lse.ratio) + " times the bound";
+    return "out " + std::to_string(check.out.ratio) + " and lse " + std::to_string(check.lse.ratio) +
+           " times the bound";
   }
   return "";
 }

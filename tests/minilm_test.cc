@@ -1,4 +1,5 @@
-// Real tensors: layer 0 of MiniLM on two padded sentences (tests/data), with the output and LSE that were expected of it.
+// Real tensors: layer 0 of MiniLM on two padded sentences (tests/data), with the output and LSE that were expected of
+// it.
 #include <doctest/doctest.h>
 
 #include <cmath>

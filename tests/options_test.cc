@@ -74,7 +74,9 @@ TEST_CASE("option alone: mask_kv_len, right") { EachAlone(1400, kMask | kMaskKvL
 TEST_CASE("option alone: bias, mask_kv_len, left") { EachAlone(1500, kBias | kMaskKvLen); }
 TEST_CASE("option alone: bias, mask_kv_len, right") { EachAlone(1600, kBias | kMaskKvLen | kMaskRight); }
 TEST_CASE("option alone: mask_offsets") { EachAlone(1700, kMask | kBias | kMaskOffsets); }
-TEST_CASE("option alone: one mask over a packed buffer by mask_offsets") { EachAlone(1800, kMask | kMaskOffsets | kPackedQ); }
+TEST_CASE("option alone: one mask over a packed buffer by mask_offsets") {
+  EachAlone(1800, kMask | kMaskOffsets | kPackedQ);
+}
 TEST_CASE("option alone: mask aligned right with kv_lens") { EachAlone(1900, kMask | kMaskRight | kKvLens); }
 TEST_CASE("option alone: ALiBi") { EachAlone(2000, kAlibi); }
 TEST_CASE("option alone: ALiBi, bottom-right") { EachAlone(2100, kAlibi | kBottomRight | kCausal); }
@@ -87,12 +89,18 @@ TEST_CASE("option alone: kv_lens") { EachAlone(2500, kKvLens | kPoison); }
 TEST_CASE("option alone: packed queries") { EachAlone(2600, kPackedQ); }
 TEST_CASE("option alone: packed keys") { EachAlone(2700, kPackedKv); }
 TEST_CASE("option alone: packed both, causal") { EachAlone(2800, kPackedQ | kPackedKv | kCausal | kBottomRight); }
-TEST_CASE("option alone: packed queries, padded keys with kv_lens") { EachAlone(2900, kPackedQ | kKvLens | kCausal | kBottomRight); }
+TEST_CASE("option alone: packed queries, padded keys with kv_lens") {
+  EachAlone(2900, kPackedQ | kKvLens | kCausal | kBottomRight);
+}
 TEST_CASE("option alone: no lse") { EachAlone(3000, kNoLse); }
 TEST_CASE("option alone: strides of every kind, inputs and outputs") { EachAlone(3100, kStrides); }
 TEST_CASE("option alone: stride 0 broadcasts any input") { EachAlone(3200, kStrides | kBroadcast); }
-TEST_CASE("option alone: mask and bias with any strides, columns included") { EachAlone(3300, kMask | kBias | kStrides); }
-TEST_CASE("option alone: mask and bias with broadcast strides") { EachAlone(3400, kMask | kBias | kStrides | kBroadcast); }
+TEST_CASE("option alone: mask and bias with any strides, columns included") {
+  EachAlone(3300, kMask | kBias | kStrides);
+}
+TEST_CASE("option alone: mask and bias with broadcast strides") {
+  EachAlone(3400, kMask | kBias | kStrides | kBroadcast);
+}
 TEST_CASE("option alone: large scores") { EachAlone(3500, kSpread); }
 
 TEST_CASE("by hand: causal keys are j <= i + q_offset") {

@@ -171,8 +171,8 @@ TEST_CASE("plan and run_tasks have the bits of forward: one task at a time, rang
             std::vector<fovea_status> status(static_cast<size_t>(workers), FOVEA_OK);
             for (int32_t w = 0; w < workers; ++w) {
               threads.emplace_back([&, w] {
-                status[static_cast<size_t>(w)] = fovea_attention_run_tasks(plan, &c.p, phase, tasks * w / workers,
-                                                                           tasks * (w + 1) / workers, w);
+                status[static_cast<size_t>(w)] =
+                    fovea_attention_run_tasks(plan, &c.p, phase, tasks * w / workers, tasks * (w + 1) / workers, w);
               });
             }
             for (std::thread& thread : threads) thread.join();

@@ -83,7 +83,8 @@ void Expect(const Array& q, const Array& k, const Array& v, const Mask* mask) {
         double sum = 0;
         for (int64_t j = 0; j < k.seq; ++j) {
           double dot = 0;
-          for (int64_t c = 0; c < q.d_k; ++c) dot += static_cast<double>(q.At(b, h, i, c)) * static_cast<double>(k.At(b, h, j, c));
+          for (int64_t c = 0; c < q.d_k; ++c)
+            dot += static_cast<double>(q.At(b, h, i, c)) * static_cast<double>(k.At(b, h, j, c));
           const bool attends = !mask || mask->At(b, h, i, j);
           w[static_cast<size_t>(j)] = attends ? std::exp(dot / std::sqrt(static_cast<double>(q.d_k))) : 0;
           sum += w[static_cast<size_t>(j)];

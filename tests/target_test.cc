@@ -1,6 +1,5 @@
 // Choosing an instruction set.
 #include <doctest/doctest.h>
-
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -51,7 +50,8 @@ std::pair<int, std::string> Probe(const char* value) {
   close(ends[0]);
   int status = 0;
   waitpid(child, &status, 0);
-  return {WIFEXITED(status) ? WEXITSTATUS(status) : 99, std::string(text, static_cast<size_t>(length > 0 ? length : 0))};
+  return {WIFEXITED(status) ? WEXITSTATUS(status) : 99,
+          std::string(text, static_cast<size_t>(length > 0 ? length : 0))};
 }
 
 }  // namespace

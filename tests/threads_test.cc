@@ -1,6 +1,5 @@
 // Calls from many threads at once, from within a parallel region, and in a forked child.
 #include <doctest/doctest.h>
-
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -12,6 +11,7 @@
 
 #include "tests/harness/attention_case.h"
 #include "tests/harness/environment.h"
+#include "tests/harness/executors.h"
 
 namespace fovea_test {
 namespace {
@@ -101,6 +101,38 @@ TEST_CASE("eight threads share their inputs") {
   for (size_t t = 0; t < 8; ++t) CHECK(BitDifference(expected[1], Outputs(params[t])) == "");
 }
 
+TEST_CASE("tasks on threads of the caller's, by executor and by run_tasks: the same bits") {
+  const auto cases = Cases(2);
+  const auto expected = Expected(cases);
+  for (size_t n = 0; n < cases.size(); ++n) {
+    const fovea_attention_params& p = cases[n]->p;
+    fovea_exec exec = Threads(4);
+    exec.parallel_for = &StdThreads;
+    Run(p, &exec);
+    CHECK(BitDifference(expected[n], Outputs(p)) == "");
+
+    cases[n]->ClearOutputs();
+    size_t bytes = 0;
+    REQUIRE(fovea_attention_workspace_size(&p, &exec, &bytes) == FOVEA_OK);
+    std::vector<unsigned char> memory(bytes);
+    const fovea_plan* plan = nullptr;
+    REQUIRE(fovea_attention_plan(&p, &exec, memory.data(), bytes, &plan) == FOVEA_OK);
+    for (int32_t phase = 0; phase < fovea_plan_phases(plan); ++phase) {
+      std::atomic<int64_t> next{0};
+      std::vector<std::thread> threads;
+      for (int32_t worker = 0; worker < fovea_plan_workers(plan); ++worker) {
+        threads.emplace_back([&, worker] {
+          for (int64_t t = next++; t < fovea_plan_tasks(plan, phase); t = next++) {
+            fovea_attention_run_tasks(plan, &p, phase, t, t + 1, worker);
+          }
+        });
+      }
+      for (std::thread& thread : threads) thread.join();
+    }
+    CHECK(BitDifference(expected[n], Outputs(p)) == "");
+  }
+}
+
 TEST_CASE("errors of one thread are not another's: fovea_last_error is thread-local") {
   AttentionCase c(CaseSpec{});
   c.p.head_dim = -77;
@@ -118,7 +150,7 @@ TEST_CASE("errors of one thread are not another's: fovea_last_error is thread-lo
   CHECK(std::string(fovea_last_error()).find("-77") != std::string::npos);
 }
 
-#if !defined(FOVEA_TEST_TSAN) || defined(__clang__)  // libgomp's barriers are unknown to TSan
+#if defined(_OPENMP) && (!defined(FOVEA_TEST_TSAN) || defined(__clang__))  // libgomp's barriers are unknown to TSan
 
 TEST_CASE("inside a caller's OpenMP parallel region a call runs on the calling thread: the same bits") {
   const auto cases = Cases(4);
@@ -165,7 +197,8 @@ TEST_CASE("a forked child's child too, and a child of a thread") {
   Run(cases[1]->p, &two);
   const auto right = [&] {
     cases[1]->ClearOutputs();
-    return fovea_attention_forward(&cases[1]->p, &two) == FOVEA_OK && BitDifference(expected[1], Outputs(cases[1]->p)).empty();
+    return fovea_attention_forward(&cases[1]->p, &two) == FOVEA_OK &&
+           BitDifference(expected[1], Outputs(cases[1]->p)).empty();
   };
   CHECK(InChild([&] { return right() && InChild(right) == 0; }) == 0);
   int status = -1;

@@ -3,8 +3,10 @@
 #define FOVEA_TOOLS_CLI_H_
 
 #include <cstdint>
+#include <nlohmann/json_fwd.hpp>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "fovea/fovea.h"
 #include "tools/npy.h"
@@ -35,8 +37,12 @@ struct AttendOptions {
 };
 
 // Print to stdout and give the exit code; throw InputError on bad input, before anything is written.
-int RunInfo(bool json);
+int RunInfo(bool json, bool roofline);
 int RunAttend(const AttendOptions& options);
+
+std::string CpuModel();
+// FMA, exp and read rates of these targets, medians of so many rounds (bench/roofline.h); JSON as in `fovea info --roofline --json`.
+nlohmann::ordered_json MeasureRoofline(const std::vector<std::string>& targets, const std::vector<int>& threads, int rounds);
 
 }  // namespace fovea::tools
 

@@ -1,30 +1,18 @@
-// fovea info: the CPU, the targets compiled into the library, the one that is chosen and why.
+// fovea info: the CPU, the targets compiled into the library, the one that is chosen and why, and this machine's measured limits.
 #include <fmt/format.h>
 
 #include <fstream>
+#include <functional>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string>
+#include <vector>
 
+#include "bench/roofline.h"
 #include "tools/cli.h"
 
 namespace fovea::tools {
 namespace {
-
-// The kernel's name for the CPU; Arm kernels give the numbers of implementer and part only.
-std::string CpuModel() {
-  std::ifstream cpuinfo("/proc/cpuinfo");
-  std::string implementer, part;
-  for (std::string line; std::getline(cpuinfo, line);) {
-    const size_t colon = line.find(':');
-    if (colon == std::string::npos || colon + 2 > line.size()) continue;
-    const std::string key = line.substr(0, line.find_last_not_of("\t ", colon - 1) + 1), value = line.substr(colon + 2);
-    if (key == "model name") return value;
-    if (key == "CPU implementer") implementer = value;
-    if (key == "CPU part") part = value;
-  }
-  return implementer.empty() ? "unknown" : fmt::format("implementer {}, part {}", implementer, part);
-}
 
 // The threads of a call with work for all of them.
 int32_t DefaultThreads() {
@@ -45,9 +33,89 @@ int32_t DefaultThreads() {
   return info.num_threads;
 }
 
+double MedianOf(int rounds, const std::function<double()>& measure) {
+  std::vector<double> values;
+  for (int i = 0; i < rounds; ++i) values.push_back(measure());
+  return fovea_bench::Median(values);
+}
+
+void PrintRoofline(const nlohmann::ordered_json& roofline, const std::string& chosen) {
+  const auto gflops = [](const nlohmann::ordered_json& limits, const char* what) {
+    std::string text;
+    for (const auto& entry : limits[what]) text += fmt::format(" {:>10.1f}", entry["value"].get<double>());
+    return text;
+  };
+  std::string threads;
+  for (const auto& n : roofline["threads"]) threads += fmt::format(" {:>10}", fmt::format("{} thr.", n.get<int>()));
+  fmt::print("\nFMA GFLOP/s{}   = 2 x lanes x FMA/cycle x GHz    FMA latency   Gexp/s{}\n", threads, threads);
+  for (const auto& limits : roofline["targets"]) {
+    fmt::print("{:<11}{}         {:>2}        {:>5.2f}     {:>4.2f}    {:>5.2f} cycles         {}\n",
+               limits["target"].get<std::string>(), gflops(limits, "fma_gflops"), limits["lanes"].get<int>(),
+               limits["fma_per_cycle"].get<double>(), limits["clock_ghz"].get<double>(),
+               limits["fma_latency_cycles"].get<double>(), gflops(limits, "exp_gps"));
+  }
+  fmt::print("\nread GB/s  {}    of a buffer of\n", threads);
+  for (const auto& limits : roofline["targets"]) {
+    if (limits["target"] != chosen) continue;
+    for (const auto& read : limits["read"]) {
+      fmt::print("{:<11}{}   ", read["level"].get<std::string>(), gflops(read, "gbps"));
+      for (const auto& entry : read["gbps"]) fmt::print(" {} KiB", entry["bytes"].get<int64_t>() / 1024);
+      fmt::print("\n");
+    }
+  }
+}
+
 }  // namespace
 
-int RunInfo(bool json) {
+// The kernel's name for the CPU; Arm kernels give the numbers of implementer and part only.
+std::string CpuModel() {
+  std::ifstream cpuinfo("/proc/cpuinfo");
+  std::string implementer, part;
+  for (std::string line; std::getline(cpuinfo, line);) {
+    const size_t colon = line.find(':');
+    if (colon == std::string::npos || colon + 2 > line.size()) continue;
+    const std::string key = line.substr(0, line.find_last_not_of("\t ", colon - 1) + 1), value = line.substr(colon + 2);
+    if (key == "model name") return value;
+    if (key == "CPU implementer") implementer = value;
+    if (key == "CPU part") part = value;
+  }
+  return implementer.empty() ? "unknown" : fmt::format("implementer {}, part {}", implementer, part);
+}
+
+nlohmann::ordered_json MeasureRoofline(const std::vector<std::string>& targets, const std::vector<int>& threads, int rounds) {
+  nlohmann::ordered_json roofline = {{"threads", threads}, {"targets", nlohmann::ordered_json::array()}};
+  const int64_t l1 = fovea_bench::CacheBytes(1), l2 = fovea_bench::CacheBytes(2), l3 = fovea_bench::CacheBytes(3);
+  roofline["cache_bytes"] = {{"L1", l1}, {"L2", l2}, {"L3", l3}};
+  for (const std::string& target : targets) {
+    const fovea_bench::FmaCheck check = fovea_bench::CheckFma(target);
+    nlohmann::ordered_json limits = {{"target", target},
+                                     {"lanes", check.lanes},
+                                     {"clock_ghz", check.clock_ghz},
+                                     {"fma_per_cycle", check.fma_per_cycle},
+                                     {"fma_latency_cycles", check.fma_latency}};
+    const double flop = 5e7 * check.lanes;  // some 5 ms
+    for (const int n : threads) {
+      const double fma = MedianOf(rounds, [&] { return fovea_bench::FmaRate(target, flop, n); });
+      const double exp = MedianOf(rounds, [&] { return fovea_bench::ExpRate(target, flop / 20, n); });
+      limits["fma_gflops"].push_back({{"threads", n}, {"value", fma * 1e-9}});
+      limits["exp_gps"].push_back({{"threads", n}, {"value", exp * 1e-9}});
+    }
+    for (const char* level : {"L1", "L2", "L3", "DRAM"}) {
+      nlohmann::ordered_json read = {{"level", level}};
+      for (const int n : threads) {
+        // Half of each core's own caches, half of the shared one.
+        const int64_t bytes = level[1] == '1' ? n * l1 / 2 : level[1] == '2' ? n * l2 / 2 : level[1] == '3' ? l3 / 2 : 4 * l3;
+        const double rate = MedianOf(rounds, [&] { return fovea_bench::ReadRate(target, bytes, n); });
+        read["gbps"].push_back({{"threads", n}, {"bytes", bytes}, {"value", rate * 1e-9}});
+      }
+      limits["read"].push_back(read);
+    }
+    roofline["targets"].push_back(limits);
+  }
+  return roofline;
+}
+
+int RunInfo(bool json, bool roofline) {
   const char *chosen = nullptr, *why = nullptr;
   ThrowOnError(fovea_get_target(&chosen, &why));
   nlohmann::ordered_json result = {{"version", fovea_version_str()},
@@ -67,6 +135,15 @@ int RunInfo(bool json) {
                                  {"tile_keys", info.tile_keys},
                                  {"tile_lanes", info.tile_lanes}});
   }
+  if (roofline) {
+    std::vector<std::string> runnable;
+    for (const auto& target : result["targets"]) {
+      if (target["runnable"]) runnable.push_back(target["name"]);
+    }
+    std::vector<int> threads = {1};
+    if (fovea_bench::MaxThreads() > 1) threads.push_back(fovea_bench::MaxThreads());
+    result["roofline"] = MeasureRoofline(runnable, threads, 9);
+  }
   if (json) {
     fmt::print("{}\n", result.dump(2));
     return kExitOk;
@@ -84,6 +161,7 @@ int RunInfo(bool json) {
     }
     fmt::print("{}\n", target["chosen"] ? "  <- chosen" : "");
   }
+  if (roofline) PrintRoofline(result["roofline"], chosen);
   return kExitOk;
 }
 

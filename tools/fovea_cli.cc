@@ -85,9 +85,11 @@ int Main(int argc, char** argv) {
   app.set_version_flag("--version", fovea_version_str());
   app.require_subcommand(0, 1);  // with (1), "fovea dance" would not name what is wrong
 
-  bool json = false;
+  bool json = false, roofline = false;
   CLI::App* info = app.add_subcommand("info", "what would run here: CPU, instruction sets, tile sizes, threads");
   info->add_flag("--json", json, "as JSON");
+  info->add_flag("--roofline", roofline,
+                 "measure this machine's limits: FMA and exp rates of each instruction set, read bandwidth by footprint");
 
   AttendOptions options;
   CLI::App* attend = app.add_subcommand("attend", kAttendHelp);
@@ -102,7 +104,7 @@ int Main(int argc, char** argv) {
     throw InputError(error.what());
   }
   if (app.get_subcommands().empty()) throw InputError("a subcommand is wanted: info or attend; --help says more");
-  return attend->parsed() ? RunAttend(options) : RunInfo(json);
+  return attend->parsed() ? RunAttend(options) : RunInfo(json, roofline);
 }
 
 }  // namespace

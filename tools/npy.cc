@@ -3,14 +3,12 @@
 #include <fmt/format.h>
 #include <fmt/ranges.h>
 #include <sys/stat.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cctype>
 #include <cerrno>
 #include <cstdio>
 #include <cstring>
-#include <filesystem>
 #include <memory>
 #include <string_view>
 
@@ -24,16 +22,6 @@ namespace {
 // NumPy writes headers of about 100 bytes; only a structured dtype, which is refused anyway, comes near this.
 constexpr size_t kMaxHeader = 1 << 20;
 constexpr std::string_view kMagic = "\x93NUMPY";
-
-template <typename... Args>
-[[noreturn]] void Refuse(const std::string& path, fmt::format_string<Args...> format, Args&&... args) {
-  throw InputError(path + ": " + fmt::format(format, std::forward<Args>(args)...));
-}
-
-struct CloseFile {
-  void operator()(std::FILE* file) const { std::fclose(file); }
-};
-using File = std::unique_ptr<std::FILE, CloseFile>;
 
 struct Header {
   std::string descr;
@@ -180,20 +168,6 @@ void ReadBytes(const std::string& path, std::FILE* file, void* to, size_t bytes,
   }
 }
 
-// The path that rename() may replace: symbolic links resolved, and nothing but a regular file (no device, no pipe)
-// overwritten.
-std::string RenameTarget(const std::string& path) {
-  std::error_code error;
-  // The current path first: of a relative path none of which exists, weakly_canonical() gives a relative one.
-  const std::filesystem::path target = std::filesystem::weakly_canonical(std::filesystem::absolute(path), error);
-  if (error) Refuse(path, "{}", error.message());
-  const std::filesystem::file_status status = std::filesystem::symlink_status(target, error);
-  if (std::filesystem::exists(status) && !std::filesystem::is_regular_file(status)) {
-    Refuse(path, "exists and is not a regular file");
-  }
-  return target.string();
-}
-
 std::string HeaderBytes(const std::vector<int64_t>& shape) {
   std::string dict = fmt::format("{{'descr': '<f4', 'fortran_order': False, 'shape': ({}{}), }}",
                                  fmt::join(shape, ", "), shape.size() == 1 ? "," : "");
@@ -206,14 +180,20 @@ std::string HeaderBytes(const std::vector<int64_t>& shape) {
   return header + dict;
 }
 
-void WriteWhole(const NpyOutput& output, std::FILE* file) {
+bool WriteArray(const NpyOutput& output, std::FILE* file) {
   const std::string header = HeaderBytes(output.shape);
   size_t count = 1;
   for (const int64_t extent : output.shape) count *= static_cast<size_t>(extent);
-  if (std::fwrite(header.data(), 1, header.size(), file) != header.size() ||
-      (count > 0 && std::fwrite(output.data, sizeof(float), count, file) != count) || std::fflush(file) != 0) {
-    Refuse(output.path, "{}", std::strerror(errno));
+  return std::fwrite(header.data(), 1, header.size(), file) == header.size() &&
+         (count == 0 || std::fwrite(output.data, sizeof(float), count, file) == count);
+}
+
+std::vector<OutputFile> Files(const std::vector<NpyOutput>& outputs) {
+  std::vector<OutputFile> files;
+  for (const NpyOutput& output : outputs) {
+    files.push_back({output.path, [&output](std::FILE* file) { return WriteArray(output, file); }});
   }
+  return files;
 }
 
 }  // namespace
@@ -282,44 +262,8 @@ NpyArray ReadNpy(const std::string& path) {
   return array;
 }
 
-void CheckOutputs(const std::vector<NpyOutput>& outputs) {
-  std::vector<std::string> targets;
-  for (const NpyOutput& output : outputs) {
-    const std::string target = RenameTarget(output.path);
-    if (access(std::filesystem::path(target).parent_path().c_str(), W_OK) != 0)
-      Refuse(output.path, "{}", std::strerror(errno));
-    if (std::find(targets.begin(), targets.end(), target) != targets.end())
-      Refuse(output.path, "two outputs have this name");
-    targets.push_back(target);
-  }
-}
+void CheckOutputs(const std::vector<NpyOutput>& outputs) { CheckOutputFiles(Files(outputs)); }
 
-void WriteNpy(const std::vector<NpyOutput>& outputs) {
-  struct Pending {
-    std::string temporary, target;
-  };
-  struct RemoveLeftovers {
-    std::vector<Pending> files;
-    ~RemoveLeftovers() {
-      for (const Pending& file : files) unlink(file.temporary.c_str());
-    }
-  } pending;
-
-  CheckOutputs(outputs);
-  for (const NpyOutput& output : outputs) {
-    const std::string target = RenameTarget(output.path);
-    const std::string temporary = fmt::format("{}.{}-{}.tmp", target, getpid(), pending.files.size());
-    const File file(std::fopen(temporary.c_str(), "wbx"));  // x: only if it is new
-    if (!file) Refuse(output.path, "{}", std::strerror(errno));
-    pending.files.push_back({temporary, target});
-    WriteWhole(output, file.get());
-  }
-  for (size_t i = 0; i < pending.files.size(); ++i) {
-    const Pending& file = pending.files[i];
-    if (std::rename(file.temporary.c_str(), file.target.c_str()) != 0) {
-      Refuse(outputs[i].path, "{}", std::strerror(errno));
-    }
-  }
-}
+void WriteNpy(const std::vector<NpyOutput>& outputs) { WriteOutputFiles(Files(outputs)); }
 
 }  // namespace fovea::tools

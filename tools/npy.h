@@ -4,16 +4,12 @@
 #define FOVEA_TOOLS_NPY_H_
 
 #include <cstdint>
-#include <stdexcept>
 #include <string>
 #include <vector>
 
-namespace fovea::tools {
+#include "tools/output.h"
 
-// What is wrong with the user's input, in one line that names the file or the option.
-struct InputError : std::runtime_error {
-  using std::runtime_error::runtime_error;
-};
+namespace fovea::tools {
 
 enum class NpyType { kF32, kU8, kBool };
 
@@ -36,12 +32,8 @@ struct NpyOutput {
   const float* data;
 };
 
-// Throws InputError if the files could not be written, as far as can be told before there is anything to write: the
-// same path twice, a folder that is missing or read-only, something in place that is not a regular file.
+// As CheckOutputFiles and WriteOutputFiles.
 void CheckOutputs(const std::vector<NpyOutput>& outputs);
-
-// Writes all files or none: each whole under a temporary name in its own directory, then all are renamed into place.
-// Throws InputError. A target that exists is replaced only if it is a regular file; a symbolic link is followed.
 void WriteNpy(const std::vector<NpyOutput>& outputs);
 
 }  // namespace fovea::tools

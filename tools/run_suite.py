@@ -16,6 +16,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 
 root = pathlib.Path(__file__).resolve().parent.parent
 FUZZ_RUNS = 20000
@@ -24,14 +25,17 @@ FUZZ_RUNS = 20000
 class Table:
     def __init__(self):
         self.rows = []
+        self.last = time.monotonic()
 
     def add(self, name, how, passed, failed, skipped):
-        self.rows.append((name, how, passed, failed, skipped))
+        now = time.monotonic()
+        self.rows.append((name, how, passed, failed, skipped, round(now - self.last)))
+        self.last = now
 
     def print(self):
-        print(f"\n{'target':<14} {'ran':<9} {'passed':>7} {'failed':>7} {'skipped':>8}")
-        for name, how, *counts in self.rows:
-            print("{:<14} {:<9} {:>7} {:>7} {:>8}".format(name, how, *counts))
+        print(f"\n{'target':<12} {'ran':<8} {'passed':>7} {'failed':>7} {'skipped':>8} {'seconds':>8}")
+        for row in self.rows:
+            print("{:<12} {:<8} {:>7} {:>7} {:>8} {:>8}".format(*row))
         total = [sum(row[i] for row in self.rows) for i in (2, 3, 4)]
         print("\n{} passed, {} failed, {} skipped".format(*total))
         return total
@@ -98,7 +102,6 @@ def header_test(build):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("build", type=lambda path: pathlib.Path(path).resolve())
-    parser.add_argument("--only-suite", help="only the test cases of this suite (for ThreadSanitizer)")
     parser.add_argument("--no-checks", action="store_true", help="not the installed library, the ABI and the objects")
     parser.add_argument("--fuzz", type=pathlib.Path, help="a libFuzzer program to run for a bounded count")
     options = parser.parse_args()
@@ -112,18 +115,17 @@ def main():
     targets = json.loads(output)["targets"] if status == 0 else []
     if not any(target["runnable"] for target in targets):
         table.add("fovea info", "failed", 0, 1, 0)
-    filters = [f"-ts={options.only_suite}"] if options.only_suite else ["-tse=once"]
+    filters = ["-tse=once"]
     for target in targets:
         if target["runnable"]:
             table.add(target["name"], "native", *doctest(tests, filters, {"FOVEA_TARGET": target["name"]}), 0)
         else:
             table.add(target["name"], "not run", 0, 0, count_cases(tests, filters))
-    if not options.only_suite:
-        table.add("once", "", *doctest(tests, ["-ts=once"]), 0)
-        table.add("npy", "", *doctest(build / "tools/npy_test", []), 0)
-        table.add("cli", "", *checks([sys.executable, root / "tests/cli_test.py", cli]))
+    table.add("once", "", *doctest(tests, ["-ts=once"]), 0)
+    table.add("npy", "", *doctest(build / "tools/npy_test", []), 0)
+    table.add("cli", "", *checks([sys.executable, root / "tests/cli_test.py", cli]))
     if options.fuzz:
-        status, _ = run([options.fuzz, f"-runs={FUZZ_RUNS}", "-seed=1", "-max_len=4096", "-print_final_stats=0"])
+        status, _ = run([options.fuzz, f"-runs={FUZZ_RUNS}", "-seed=1", "-max_len=4096", "-verbosity=0"])
         table.add("fuzz", "", int(status == 0), int(status != 0), 0)
     if not options.no_checks:
         table.add("header", "", *header_test(build))

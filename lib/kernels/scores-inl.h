@@ -76,6 +76,7 @@ HWY_INLINE void ScoresTile(const AttentionTask& t, const KernelScratch& s, Tile&
 }
 
 HWY_NOINLINE void ScoresF32(const AttentionTask& t, const KernelScratch& s) {
+  if (t.scores_cols == 0) return;
   Tile tiles[kMaxTiles] = {};
   constexpr int NV = kTileVecs;
   const size_t L = NV * hn::Lanes(DF());

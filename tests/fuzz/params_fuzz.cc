@@ -1,6 +1,6 @@
-// A fuzz target over fovea_attention_params: bytes become params, mostly valid, over small real buffers. Whatever they are, calls
-// must return a status, write inside the outputs only, and be right where they say so.
-// libFuzzer: meson setup -Dfuzz=true with clang, build/tests/params_fuzz. Without it fuzz_test.cc feeds seeded random bytes.
+// A fuzz target over fovea_attention_params: bytes become params, mostly valid, over small real buffers. Whatever they
+// are, calls must return a status, write inside the outputs only, and be right where they say so. libFuzzer: meson
+// setup -Dfuzz=true with clang, build/tests/params_fuzz. Without it fuzz_test.cc feeds seeded random bytes.
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -19,7 +19,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
 namespace {
 
 constexpr int64_t kMaxBatch = 4, kMaxHeads = 8, kMaxLength = 40, kMaxDim = 20;
-constexpr int64_t kArena = 1 << 18;  // elements; the tensors' data lies in the middle, so that small negative strides stay inside
+constexpr int64_t kArena =
+    1 << 18;  // elements; the tensors' data lies in the middle, so that small negative strides stay inside
 
 class Bytes {
  public:
@@ -29,9 +30,22 @@ class Bytes {
   bool Chance(int of_256) { return Byte() < of_256; }
   // A number that a field was not made for.
   int64_t Odd() {
-    static constexpr int64_t kValues[] = {0,       1,          -1,         2,          -2,         7,
-                                          1 << 20, INT32_MAX,  INT32_MIN,  INT64_MAX,  INT64_MIN,  int64_t{1} << 30,
-                                          (int64_t{1} << 30) - 1, int64_t{1} << 32, int64_t{1} << 62, -(int64_t{1} << 40)};
+    static constexpr int64_t kValues[] = {0,
+                                          1,
+                                          -1,
+                                          2,
+                                          -2,
+                                          7,
+                                          1 << 20,
+                                          INT32_MAX,
+                                          INT32_MIN,
+                                          INT64_MAX,
+                                          INT64_MIN,
+                                          int64_t{1} << 30,
+                                          (int64_t{1} << 30) - 1,
+                                          int64_t{1} << 32,
+                                          int64_t{1} << 62,
+                                          -(int64_t{1} << 40)};
     return kValues[Byte() % (sizeof kValues / sizeof kValues[0])];
   }
 
@@ -41,8 +55,7 @@ class Bytes {
 };
 
 struct Arenas {
-  Arenas()
-      : q(kArena), k(kArena), v(kArena), out(kArena), lse(kArena), scores(kArena), bias(kArena), mask(kArena) {
+  Arenas() : q(kArena), k(kArena), v(kArena), out(kArena), lse(kArena), scores(kArena), bias(kArena), mask(kArena) {
     uint32_t state = 1;
     for (std::vector<float>* arena : {&q, &k, &v, &bias}) {
       for (float& x : *arena) {
@@ -212,7 +225,8 @@ const char* FuzzParams(const uint8_t* data, size_t size) {
   size_t bytes = 0;
   (void)fovea_attention_workspace_size(&p, &exec, &bytes);
 
-  const int64_t q_rows_now = p.cu_seqlens_q ? p.total_q : p.q_len, kv_rows_now = p.cu_seqlens_kv ? p.total_kv : p.kv_len;
+  const int64_t q_rows_now = p.cu_seqlens_q ? p.total_q : p.q_len,
+                kv_rows_now = p.cu_seqlens_kv ? p.total_kv : p.kv_len;
   const int64_t q_batch = p.cu_seqlens_q ? 1 : p.batch, kv_batch = p.cu_seqlens_kv ? 1 : p.batch;
   const int64_t dv_now = p.v_head_dim ? p.v_head_dim : p.head_dim;
   const int64_t mask_columns_now = p.mask_kv_len ? p.mask_kv_len : kv_rows_now;
@@ -239,7 +253,10 @@ const char* FuzzParams(const uint8_t* data, size_t size) {
   if (status != FOVEA_OK && fovea_last_error()[0] == '\0') return "a failing call left no text";
   if (status != FOVEA_OK || p.struct_size != sizeof p) return nullptr;
   const fovea::AttentionCheck check = fovea::CheckAttention(p);
-  return check.out.ratio > 1 ? "wrong out" : check.lse.ratio > 1 ? "wrong lse" : check.scores.ratio > 1 ? "wrong scores" : nullptr;
+  return check.out.ratio > 1      ? "wrong out"
+         : check.lse.ratio > 1    ? "wrong lse"
+         : check.scores.ratio > 1 ? "wrong scores"
+                                  : nullptr;
 }
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {

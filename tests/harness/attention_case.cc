@@ -16,7 +16,18 @@
 namespace fovea_test {
 namespace {
 
-enum Tag : uint64_t { kTagQ = 1, kTagK, kTagV, kTagMask, kTagBias, kTagQLen, kTagKvLen, kTagPoison, kTagLayout, kTagOptions };
+enum Tag : uint64_t {
+  kTagQ = 1,
+  kTagK,
+  kTagV,
+  kTagMask,
+  kTagBias,
+  kTagQLen,
+  kTagKvLen,
+  kTagPoison,
+  kTagLayout,
+  kTagOptions
+};
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
@@ -147,8 +158,8 @@ AttentionCase::AttentionCase(const CaseSpec& spec_in) : spec(spec_in) {
 
   // Tensors.
   const auto make = [&](const Shape& shape, bool free_columns, bool input) {
-    const Strides strides = has(kStrides) ? RandomStrides(&layout, shape, free_columns, input && has(kBroadcast))
-                                          : DenseStrides(shape);
+    const Strides strides =
+        has(kStrides) ? RandomStrides(&layout, shape, free_columns, input && has(kBroadcast)) : DenseStrides(shape);
     return std::make_unique<TestTensor>(FOVEA_F32, shape, strides, guard);
   };
   Shape v_shape = kv_shape, out_shape = q_shape, scores_shape = q_shape;
@@ -158,8 +169,7 @@ AttentionCase::AttentionCase(const CaseSpec& spec_in) : spec(spec_in) {
   k = make(kv_shape, false, true);
   v = make(v_shape, false, true);
   out = make(out_shape, false, false);
-  Fill(q.get(), kTagQ, p.cu_seqlens_q, true,
-       has(kSpread) ? static_cast<float>(rng.Pick({4, 12, 40})) : 1.0f);
+  Fill(q.get(), kTagQ, p.cu_seqlens_q, true, has(kSpread) ? static_cast<float>(rng.Pick({4, 12, 40})) : 1.0f);
   Fill(k.get(), kTagK, p.cu_seqlens_kv, false, 1);
   Fill(v.get(), kTagV, p.cu_seqlens_kv, false, 1);
   p.q = ContiguousColumns(View(*q, has(kPackedQ)), &layout);
@@ -222,7 +232,8 @@ void AttentionCase::Fill(TestTensor* t, uint64_t tag, const int32_t* cu, bool qu
     for (int64_t h = 0; h < t->shape().heads; ++h) {
       for (int64_t i = 0; i < rows; ++i) {
         for (int64_t c = 0; c < t->shape().cols; ++c) {
-          t->F32(cu ? 0 : b, h, (cu ? cu[b] : 0) + i, c) = factor * NormalFromBits(ElementBits(spec.seed, tag, b, h, i, c));
+          t->F32(cu ? 0 : b, h, (cu ? cu[b] : 0) + i, c) =
+              factor * NormalFromBits(ElementBits(spec.seed, tag, b, h, i, c));
         }
       }
     }
@@ -305,7 +316,8 @@ void AttentionCase::Poison() {
     for (int64_t h = 0; h < p.num_q_heads; ++h) {
       for (int64_t i = 0; i < fovea::QLen(p, b); ++i) {
         for (int64_t j = std::max<int64_t>(0, first); j < std::min(fovea::KvLen(p, b), first + columns); ++j) {
-          if (ElementBits(spec.seed, kTagPoison, b, h, i, j) % 8 || fovea::Permitted(without_bias, b, h, i, j)) continue;
+          if (ElementBits(spec.seed, kTagPoison, b, h, i, j) % 8 || fovea::Permitted(without_bias, b, h, i, j))
+            continue;
           bias->F32(b, h, i + (p.mask_offsets ? p.mask_offsets[b] : 0), j - first) = kNan;
         }
       }
@@ -417,7 +429,8 @@ void Run(const fovea_attention_params& p, const fovea_exec* exec) {
   if (fovea_attention_describe(&p, exec, &info) != FOVEA_OK) {
     throw std::runtime_error(std::string("describe: ") + fovea_last_error());
   }
-  if (target_name != info.target) throw std::runtime_error(std::string("the table that would run is of ") + info.target);
+  if (target_name != info.target)
+    throw std::runtime_error(std::string("the table that would run is of ") + info.target);
   const fovea_status status = fovea_attention_forward(&p, exec);
   if (status != FOVEA_OK) {
     throw std::runtime_error(std::string("forward: ") + fovea_status_str(status) + ": " + fovea_last_error());
@@ -429,11 +442,12 @@ namespace {
 std::string Judgement(const char* name, const fovea::OutputCheck& check) {
   if (check.ratio <= 1) return "";
   char text[320];
-  std::snprintf(text, sizeof text,
-                "%s is wrong at b %lld, h %lld, i %lld, c %lld: %.9g, f64 has %.9g, bound %.3g (%.3g times it); worst error "
-                "%.3g, naive f32 %.3g",
-                name, static_cast<long long>(check.b), static_cast<long long>(check.h), static_cast<long long>(check.i),
-                static_cast<long long>(check.c), check.got, check.want, check.bound, check.ratio, check.error, check.naive);
+  std::snprintf(
+      text, sizeof text,
+      "%s is wrong at b %lld, h %lld, i %lld, c %lld: %.9g, f64 has %.9g, bound %.3g (%.3g times it); worst error "
+      "%.3g, naive f32 %.3g",
+      name, static_cast<long long>(check.b), static_cast<long long>(check.h), static_cast<long long>(check.i),
+      static_cast<long long>(check.c), check.got, check.want, check.bound, check.ratio, check.error, check.naive);
   return text;
 }
 
@@ -442,6 +456,7 @@ std::string Judgement(const char* name, const fovea::OutputCheck& check) {
 std::string RunAndCheck(AttentionCase* c, const fovea_exec* exec) {
   const fovea_attention_params& p = c->p;
   const auto fail = [c](const std::string& what) { return Repeat(c->spec.seed, what + " [" + c->Describe() + "]"); };
+  INFO(fail("ended by a signal"));  // evaluated and printed only if it is: a guard page was touched
   c->ClearOutputs();
   TestTensor* const inputs[] = {c->q.get(), c->k.get(), c->v.get(), c->mask.get(), c->bias.get()};
   TestTensor* const outputs[] = {c->out.get(), c->lse.get(), c->scores.get()};
@@ -477,7 +492,8 @@ std::string RunAndCheck(AttentionCase* c, const fovea_exec* exec) {
     return i < (p.cu_seqlens_q ? p.cu_seqlens_q[p.batch] : fovea::QLen(p, b));
   };
   for (TestTensor* t : outputs) {
-    if (t && !t->Changed(written).empty()) return fail("memory outside the output's rows was written: " + t->Changed(written));
+    if (t && !t->Changed(written).empty())
+      return fail("memory outside the output's rows was written: " + t->Changed(written));
   }
   const unsigned char* canary = workspace.region();
   for (; canary && canary < workspace.data(); ++canary) {

@@ -38,13 +38,14 @@ enum Option : uint32_t {
   kNoLse = 1u << 19,
   kStrides = 1u << 20,    // any order of dimensions, gaps, negative strides
   kBroadcast = 1u << 21,  // with kStrides: inputs with stride 0
-  kPoison = 1u << 22,     // NaN and Inf in every K and V row that no query may attend to, NaN in bias where the rest forbids
-  kSpread = 1u << 23,     // larger scores: peaked weights, many rescales
+  kPoison =
+      1u << 22,  // NaN and Inf in every K and V row that no query may attend to, NaN in bias where the rest forbids
+  kSpread = 1u << 23,  // larger scores: peaked weights, many rescales
   kAllOptions = (1u << 24) - 1
 };
 
-// Element values depend on seed and on (sequence, head, row, column) only, so that cases of the same seed and shape which differ
-// in strides, packing or lengths given otherwise hold the same numbers.
+// Element values depend on seed and on (sequence, head, row, column) only, so that cases of the same seed and shape
+// which differ in strides, packing or lengths given otherwise hold the same numbers.
 struct CaseSpec {
   uint64_t seed = 1;
   int64_t batch = 1, num_q_heads = 1, num_kv_heads = 1, q_len = 1, kv_len = 1, head_dim = 1;
@@ -91,8 +92,9 @@ class AttentionCase {
 // An exec with defaults and this number of threads.
 fovea_exec Threads(int32_t num_threads, uint32_t flags = 0);
 
-// Runs c: describe() must name this run's target; the call must succeed; every output must be within its bound and everything
-// else unchanged. exec NULL draws threads and workspace (a guarded one of exactly the size asked for) from the seed.
+// Runs c: describe() must name this run's target; the call must succeed; every output must be within its bound and
+// everything else unchanged. exec NULL draws threads and workspace (a guarded one of exactly the size asked for) from
+// the seed.
 // "" or what is wrong, with the command that repeats it.
 std::string RunAndCheck(AttentionCase* c, const fovea_exec* exec = nullptr);
 
@@ -105,7 +107,8 @@ std::vector<float> Outputs(const fovea_attention_params& p, int64_t b = -1);
 // "" if a and b have the same bits, else where they first differ. NaNs are equal whatever their payload.
 std::string BitDifference(const std::vector<float>& a, const std::vector<float>& b);
 
-// Params that compute sequence b of p alone: a batch of 1, padded, its lengths the tensors' own. Outputs are p's own rows.
+// Params that compute sequence b of p alone: a batch of 1, padded, its lengths the tensors' own. Outputs are p's own
+// rows.
 fovea_attention_params AloneParams(const fovea_attention_params& p, int64_t b);
 
 // "target AVX2: <text>; repeat with FOVEA_TARGET=... FOVEA_TEST_SEED=... fovea_tests -tc=..." for the test that runs.

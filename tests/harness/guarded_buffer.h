@@ -1,4 +1,5 @@
-// Memory that touches a PROT_NONE page, so that one element read or written too far is a crash; the rest of its pages is canary.
+// Memory that touches a PROT_NONE page, so that one element read or written too far is a crash; the rest of its pages
+// is canary.
 #ifndef FOVEA_TESTS_HARNESS_GUARDED_BUFFER_H_
 #define FOVEA_TESTS_HARNESS_GUARDED_BUFFER_H_
 

@@ -65,9 +65,7 @@ fovea_tensor TestTensor::view() const {
   return t;
 }
 
-void TestTensor::Snapshot() {
-  snapshot_.assign(buffer_.region(), buffer_.region() + buffer_.region_bytes());
-}
+void TestTensor::Snapshot() { snapshot_.assign(buffer_.region(), buffer_.region() + buffer_.region_bytes()); }
 
 std::string TestTensor::Changed(const std::function<bool(int64_t b, int64_t h, int64_t i)>& may_change) const {
   std::vector<unsigned char> expected = snapshot_;
@@ -78,7 +76,8 @@ std::string TestTensor::Changed(const std::function<bool(int64_t b, int64_t h, i
         for (int64_t i = 0; i < shape_.rows; ++i) {
           if (!may_change(b, h, i)) continue;
           for (int64_t c = 0; c < shape_.cols; ++c) {
-            const unsigned char* at = static_cast<unsigned char*>(base_) + Offset(b, h, i, c) * static_cast<int64_t>(bytes);
+            const unsigned char* at =
+                static_cast<unsigned char*>(base_) + Offset(b, h, i, c) * static_cast<int64_t>(bytes);
             std::memcpy(expected.data() + (at - buffer_.region()), at, bytes);
           }
         }

@@ -22,8 +22,8 @@ struct Strides {
 
 Strides DenseStrides(const Shape& shape);  // [batch][heads][rows][cols]
 
-// Dimensions in a random order with random gaps, some negative; for an input with broadcast some 0. free_columns: the last
-// dimension takes part too (mask, bias, scores), else its stride is 1.
+// Dimensions in a random order with random gaps, some negative; for an input with broadcast some 0. free_columns: the
+// last dimension takes part too (mask, bias, scores), else its stride is 1.
 Strides RandomStrides(Rng* rng, const Shape& shape, bool free_columns, bool broadcast);
 
 class TestTensor {
@@ -33,8 +33,12 @@ class TestTensor {
   // stride_col is 1 in any view with contiguous columns.
   fovea_tensor view() const;
   const Shape& shape() const { return shape_; }
-  float& F32(int64_t b, int64_t h, int64_t i, int64_t c = 0) const { return static_cast<float*>(base_)[Offset(b, h, i, c)]; }
-  uint8_t& U8(int64_t b, int64_t h, int64_t i, int64_t c = 0) const { return static_cast<uint8_t*>(base_)[Offset(b, h, i, c)]; }
+  float& F32(int64_t b, int64_t h, int64_t i, int64_t c = 0) const {
+    return static_cast<float*>(base_)[Offset(b, h, i, c)];
+  }
+  uint8_t& U8(int64_t b, int64_t h, int64_t i, int64_t c = 0) const {
+    return static_cast<uint8_t*>(base_)[Offset(b, h, i, c)];
+  }
 
   void Snapshot();
   // "" if every byte of the memory, gaps and canary included, is as it was at Snapshot(), except those of elements

@@ -1,0 +1,162 @@
+"""The peers, each as its users call it: tensors, sessions and output buffers are made outside of what is timed.
+
+A provider lists, for a row, its ways to compute it as (via, make) pairs; make() gives (call, output), output() the result of the
+last call as an array [1][heads][rows][head_dim]. compare.py tries every way and keeps the fastest that is right.
+"""
+import numpy
+
+
+class Torch:
+    name = "torch"
+
+    def __init__(self):
+        import torch
+        self.torch, self.version = torch, torch.__version__
+        torch.set_grad_enabled(False)
+
+    def ways(self, row, q, k, v, threads):
+        q, k, v = map(self.torch.from_numpy, (q, k, v))
+        sdpa = self.torch.nn.functional.scaled_dot_product_attention
+
+        def make(q, shape, **options):
+            self.torch.set_num_threads(threads)
+            result = []
+
+            def call():
+                result[:] = [sdpa(q, k, v, **options)]
+            return call, lambda: result[0].numpy().reshape(shape)
+
+        options = {"is_causal": row.causal}
+        if row.group > 1:
+            options["enable_gqa"] = True
+        yield f"sdpa({', '.join(f'{key}={value}' for key, value in options.items())})", lambda: make(q, q.shape, **options)
+        if row.group > 1 and row.q_len == 1:
+            packed = q.reshape(1, row.num_kv_heads, row.group, row.head_dim)
+            yield "sdpa, the group's heads packed as query rows by hand", lambda: make(packed, q.shape)
+
+
+class OnnxRuntime:
+    name = "onnxruntime"
+
+    def __init__(self):
+        import onnx
+        import onnxruntime
+        self.onnx, self.ort, self.version = onnx, onnxruntime, onnxruntime.__version__
+
+    def _make(self, threads, node, inputs, output_shape, output, outputs=None):
+        """A one-node model with every input and output bound once. outputs maps further outputs to an input whose buffer they
+        share (a cache), or to None."""
+        from onnx import TensorProto, helper
+        outputs = outputs or {}
+        types = {numpy.dtype("float32"): TensorProto.FLOAT, numpy.dtype("int32"): TensorProto.INT32}
+        declare = helper.make_tensor_value_info
+        graph = helper.make_graph(
+            [node], "peer", [declare(name, types[a.dtype], a.shape) for name, a in inputs.items()],
+            [declare("output", TensorProto.FLOAT, output_shape)] +
+            [declare(name, TensorProto.FLOAT, inputs[source].shape) for name, source in outputs.items()])
+        model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 23),
+                                                                       helper.make_opsetid("com.microsoft", 1)])
+        options = self.ort.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+        options.log_severity_level = 4
+        # Its workers spin within a run, as by default, but not on after it, when another provider has its turn.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        session = self.ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        values = {name: self.ort.OrtValue.ortvalue_from_numpy(a) for name, a in inputs.items()}
+        values["output"] = self.ort.OrtValue.ortvalue_from_numpy(numpy.zeros(output_shape, numpy.float32))
+        binding = session.io_binding()
+        for name in inputs:
+            binding.bind_ortvalue_input(name, values[name])
+        binding.bind_ortvalue_output("output", values["output"])
+        for name, source in outputs.items():
+            binding.bind_ortvalue_output(name, values[source])
+        return lambda: session.run_with_iobinding(binding), lambda: output(values["output"].numpy())
+
+    def ways(self, row, q, k, v, threads):
+        def rows_first(a):  # [B][H][S][D] -> [B][S][H * D], the only layout of the com.microsoft operators' inputs
+            return numpy.ascontiguousarray(a.transpose(0, 2, 1, 3)).reshape(1, a.shape[2], -1)
+
+        def heads_first(a):
+            return a.reshape(1, row.q_len, row.num_q_heads, -1).transpose(0, 2, 1, 3)
+
+        make_node = self.onnx.helper.make_node
+
+        def multi_head_attention():
+            node = make_node("MultiHeadAttention", ["query", "key", "value"], ["output"], domain="com.microsoft",
+                             num_heads=row.num_q_heads, unidirectional=int(row.causal))
+            inputs = {"query": rows_first(q), "key": rows_first(k), "value": rows_first(v)}
+            return self._make(threads, node, inputs, inputs["query"].shape, heads_first)
+
+        def attention_23():
+            node = make_node("Attention", ["query", "key", "value"], ["output"], is_causal=int(row.causal))
+            return self._make(threads, node, {"query": q, "key": k, "value": v}, q.shape, lambda a: a)
+
+        def group_query_attention():
+            """The cache is bound as past and present at once, so that nothing but the new rows is written to it."""
+            node = make_node("GroupQueryAttention",
+                             ["query", "key", "value", "past_key", "past_value", "seqlens_k", "total"],
+                             ["output", "present_key", "present_value"], domain="com.microsoft",
+                             num_heads=row.num_q_heads, kv_num_heads=row.num_kv_heads)
+            new = slice(row.kv_len - row.q_len, row.kv_len)
+            inputs = {"query": rows_first(q), "key": rows_first(k[:, :, new]), "value": rows_first(v[:, :, new]),
+                      "past_key": k, "past_value": v, "seqlens_k": numpy.array([row.kv_len - 1], numpy.int32),
+                      "total": numpy.array(row.kv_len, numpy.int32)}
+            return self._make(threads, node, inputs, inputs["query"].shape, heads_first,
+                              {"present_key": "past_key", "present_value": "past_value"})
+
+        if row.group == 1:
+            yield "com.microsoft.MultiHeadAttention", multi_head_attention
+        yield "Attention-23", attention_23
+        if row.causal or row.q_len == 1:  # the operator is causal
+            yield "com.microsoft.GroupQueryAttention", group_query_attention
+
+
+class OpenVino:
+    name = "openvino"
+
+    def __init__(self):
+        import openvino
+        import openvino.opset13 as ops
+        self.ov, self.ops, self.version = openvino, ops, openvino.__version__.split("-")[0]
+        self.core = openvino.Core()
+
+    def ways(self, row, q, k, v, threads):
+        ops = self.ops
+
+        def make(q, graph, static):
+            arrays = {"q": q, "k": k, "v": v}
+            parameters = [ops.parameter(a.shape if static else [-1, a.shape[1], -1, a.shape[3]], numpy.float32, name=name)
+                          for name, a in arrays.items()]
+            model = self.ov.Model([graph(*parameters)], parameters, "peer")
+            compiled = self.core.compile_model(model, "CPU", {
+                "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
+                "INFERENCE_PRECISION_HINT": "f32",  # else bf16 where the CPU has it
+                "ENABLE_CPU_PINNING": False})  # the calling thread is fovea's as well
+            request = compiled.create_infer_request()
+            for i, a in enumerate(arrays.values()):
+                request.set_input_tensor(i, self.ov.Tensor(a, shared_memory=True))
+            shape = (1, row.num_q_heads, row.q_len, row.head_dim)
+            return request.infer, lambda: request.get_output_tensor(0).data.reshape(shape)
+
+        def sdpa(q, k, v):
+            return ops.scaled_dot_product_attention(q, k, v, causal=row.causal)
+
+        def repeated(q, k, v):
+            def repeat(x):
+                shape = [1, row.num_kv_heads, row.group, row.kv_len, row.head_dim]
+                wide = ops.broadcast(ops.unsqueeze(x, ops.constant(2)), ops.constant(shape), "BIDIRECTIONAL")
+                return ops.reshape(wide, ops.constant([1, row.num_q_heads, row.kv_len, row.head_dim]), False)
+            return sdpa(q, repeat(k), repeat(v))
+
+        graphs = [("", q, repeated if row.group > 1 else sdpa)]
+        if row.group > 1 and row.q_len == 1:
+            packed = q.reshape(1, row.num_kv_heads, row.group, row.head_dim)
+            graphs.append((", the group's heads packed as query rows by hand", packed, sdpa))
+        # The plugin runs a graph of static shapes as a fused "Subgraph", one of dynamic shapes as its attention operator.
+        for note, query, graph in graphs:
+            for static in (True, False):
+                yield (f"ScaledDotProductAttention-13, {'static' if static else 'dynamic'} shapes{note}",
+                       lambda query=query, graph=graph, static=static: make(query, graph, static))
+
+
+ALL = {provider.name: provider for provider in (Torch, OnnxRuntime, OpenVino)}
