@@ -25,8 +25,10 @@ namespace fovea {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Rows taken together: 4 x 4 accumulators + 4 operands + 1 on 32 registers, 2 x 4 + 4 + 1 on 16.
-constexpr size_t kDecodeRows = kTileKeys == 8 ? 4 : 2;
+// Dot products taken together: 4 rows x 4 keys on 32 registers (16 accumulators + 4 + 4), 4 x 2 on 16 (8 + 2 + 1): K is loaded once for 4 rows.
+constexpr size_t kDotKeys = kTileKeys == 8 ? 4 : 2;
+// Rows of O that take a V row together: 4 x 4 weights + 4 + 1 on 32 registers, 2 x 4 + 4 + 1 on 16.
+constexpr size_t kPvRows = kTileKeys == 8 ? 4 : 2;
 
 // Keys of a block, the group of the running maximum: K and V of one stay in L1 or L2 between prefetch and use.
 constexpr int32_t kDecodeKeys = 64;
@@ -49,48 +51,84 @@ HWY_INLINE hn::Vec<DF> LoadTail(const float* p, size_t n) {
 #endif
 }
 
-template <int NQ, class V>
-HWY_INLINE void DotStep(V k, const float* HWY_RESTRICT q, size_t pitch, V& s0, V& s1, V& s2, V& s3) {
+#if HWY_TARGET != HWY_SCALAR && !HWY_HAVE_SCALABLE
+// Sum of a vector's 128-bit blocks.
+HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> SumOfBlocks(hn::FixedTag<float, 4>, hn::Vec<hn::FixedTag<float, 4>> v) { return v; }
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> SumOfBlocks(D d, V v) {
+  const hn::Half<D> half;
+  return SumOfBlocks(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
+}
+#endif
+
+// sums[0 .. 4) = the sums of the lanes of a, b, c, e, each in the same fixed order.
+template <class V>
+HWY_INLINE void SumOfLanes4(V a, V b, V c, V e, float* sums) {
   const DF d;
-  s0 = hn::MulAdd(k, hn::Load(d, q), s0);
-  if constexpr (NQ > 1) s1 = hn::MulAdd(k, hn::Load(d, q + pitch), s1);
-  if constexpr (NQ > 2) s2 = hn::MulAdd(k, hn::Load(d, q + 2 * pitch), s2);
-  if constexpr (NQ > 3) s3 = hn::MulAdd(k, hn::Load(d, q + 3 * pitch), s3);
+#if HWY_TARGET != HWY_SCALAR && !HWY_HAVE_SCALABLE
+  // Within each block of 4: two adds of interleaved pairs leave [a b c e].
+  const hn::Repartition<uint64_t, DF> d64;
+  const V ab = hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
+  const V ce = hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e));
+  const auto ab64 = hn::BitCast(d64, ab), ce64 = hn::BitCast(d64, ce);
+  const V abce = hn::Add(hn::BitCast(d, hn::InterleaveLower(d64, ab64, ce64)), hn::BitCast(d, hn::InterleaveUpper(d64, ab64, ce64)));
+  hn::StoreU(SumOfBlocks(d, abce), hn::FixedTag<float, 4>(), sums);
+#else
+  sums[0] = hn::GetLane(hn::SumOfLanes(d, a));
+  sums[1] = hn::GetLane(hn::SumOfLanes(d, b));
+  sums[2] = hn::GetLane(hn::SumOfLanes(d, c));
+  sums[3] = hn::GetLane(hn::SumOfLanes(d, e));
+#endif
 }
 
-// s[row * kBlockKeys + key] for NQ rows of q (padded with zeros to whole vectors, pitch apart) and 4 keys. One accumulator per dot product, so that its
-// bits do not depend on how many are computed together.
-template <int NQ>
-HWY_INLINE void Dot4(const float* const* k, const float* HWY_RESTRICT q, size_t pitch, size_t dim, size_t keys, float* s) {
+// One vector of a K row against NQ rows of q.
+template <int NQ, class V>
+HWY_INLINE void DotStep(V k, V q0, V q1, V q2, V q3, V& s0, V& s1, V& s2, V& s3) {
+  s0 = hn::MulAdd(k, q0, s0);
+  if constexpr (NQ > 1) s1 = hn::MulAdd(k, q1, s1);
+  if constexpr (NQ > 2) s2 = hn::MulAdd(k, q2, s2);
+  if constexpr (NQ > 3) s3 = hn::MulAdd(k, q3, s3);
+}
+
+// s[row * kBlockKeys + key] for NQ rows of q (padded with zeros to whole vectors, pitch apart) and up to NK keys; writes whole groups of 4 or 2 keys.
+// One accumulator per dot product, so that its bits do not depend on how many are computed together.
+template <int NQ, int NK>
+HWY_INLINE void DotKeys(const float* const* k, const float* HWY_RESTRICT q, size_t pitch, size_t dim, size_t keys, float* s) {
   const DF d;
   using V = hn::Vec<DF>;
   const size_t N = hn::Lanes(d);
-  const float *k0 = k[0], *k1 = k[keys > 1 ? 1 : 0], *k2 = k[keys > 2 ? 2 : 0], *k3 = k[keys > 3 ? 3 : 0];
+  const float *k0 = k[0], *k1 = k[keys > 1 ? 1 : 0], *k2 = k0, *k3 = k0;
+  if constexpr (NK > 2) k2 = k[keys > 2 ? 2 : 0], k3 = k[keys > 3 ? 3 : 0];
   V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0;
   V c0 = a0, c1 = a0, c2 = a0, c3 = a0, e0 = a0, e1 = a0, e2 = a0, e3 = a0;
+  const auto load_q = [&](size_t row, size_t i) HWY_ATTR { return hn::Load(d, q + (row < NQ ? row : 0) * pitch + i); };
   size_t i = 0;
   for (; i + N <= dim; i += N) {
-    DotStep<NQ>(hn::LoadU(d, k0 + i), q + i, pitch, a0, a1, a2, a3);
-    DotStep<NQ>(hn::LoadU(d, k1 + i), q + i, pitch, b0, b1, b2, b3);
-    DotStep<NQ>(hn::LoadU(d, k2 + i), q + i, pitch, c0, c1, c2, c3);
-    DotStep<NQ>(hn::LoadU(d, k3 + i), q + i, pitch, e0, e1, e2, e3);
+    const V q0 = load_q(0, i), q1 = load_q(1, i), q2 = load_q(2, i), q3 = load_q(3, i);
+    DotStep<NQ>(hn::LoadU(d, k0 + i), q0, q1, q2, q3, a0, a1, a2, a3);
+    DotStep<NQ>(hn::LoadU(d, k1 + i), q0, q1, q2, q3, b0, b1, b2, b3);
+    if constexpr (NK > 2) DotStep<NQ>(hn::LoadU(d, k2 + i), q0, q1, q2, q3, c0, c1, c2, c3);
+    if constexpr (NK > 2) DotStep<NQ>(hn::LoadU(d, k3 + i), q0, q1, q2, q3, e0, e1, e2, e3);
   }
   if (i < dim) {
-    DotStep<NQ>(LoadTail(k0 + i, dim - i), q + i, pitch, a0, a1, a2, a3);
-    DotStep<NQ>(LoadTail(k1 + i, dim - i), q + i, pitch, b0, b1, b2, b3);
-    DotStep<NQ>(LoadTail(k2 + i, dim - i), q + i, pitch, c0, c1, c2, c3);
-    DotStep<NQ>(LoadTail(k3 + i, dim - i), q + i, pitch, e0, e1, e2, e3);
+    const size_t n = dim - i;
+    const V q0 = load_q(0, i), q1 = load_q(1, i), q2 = load_q(2, i), q3 = load_q(3, i);
+    DotStep<NQ>(LoadTail(k0 + i, n), q0, q1, q2, q3, a0, a1, a2, a3);
+    DotStep<NQ>(LoadTail(k1 + i, n), q0, q1, q2, q3, b0, b1, b2, b3);
+    if constexpr (NK > 2) DotStep<NQ>(LoadTail(k2 + i, n), q0, q1, q2, q3, c0, c1, c2, c3);
+    if constexpr (NK > 2) DotStep<NQ>(LoadTail(k3 + i, n), q0, q1, q2, q3, e0, e1, e2, e3);
   }
-  const auto store = [&](float* row, V x0, V x1, V x2, V x3) HWY_ATTR {
-    row[0] = hn::GetLane(hn::SumOfLanes(d, x0));
-    if (keys > 1) row[1] = hn::GetLane(hn::SumOfLanes(d, x1));
-    if (keys > 2) row[2] = hn::GetLane(hn::SumOfLanes(d, x2));
-    if (keys > 3) row[3] = hn::GetLane(hn::SumOfLanes(d, x3));
-  };
-  store(s, a0, b0, c0, e0);
-  if constexpr (NQ > 1) store(s + kBlockKeys, a1, b1, c1, e1);
-  if constexpr (NQ > 2) store(s + 2 * kBlockKeys, a2, b2, c2, e2);
-  if constexpr (NQ > 3) store(s + 3 * kBlockKeys, a3, b3, c3, e3);
+  if constexpr (NK > 2) {
+    SumOfLanes4(a0, b0, c0, e0, s);
+    if constexpr (NQ > 1) SumOfLanes4(a1, b1, c1, e1, s + kBlockKeys);
+    if constexpr (NQ > 2) SumOfLanes4(a2, b2, c2, e2, s + 2 * kBlockKeys);
+    if constexpr (NQ > 3) SumOfLanes4(a3, b3, c3, e3, s + 3 * kBlockKeys);
+  } else {
+    HWY_ALIGN float sums[8];
+    SumOfLanes4(a0, b0, a1, b1, sums);
+    if constexpr (NQ > 2) SumOfLanes4(a2, b2, a3, b3, sums + 4);
+    for (size_t r = 0; r < NQ; ++r) memcpy(s + r * kBlockKeys, sums + 2 * r, 2 * sizeof(float));
+  }
 }
 
 // Rows that the next pass reads, brought into L2 while this one computes: K and V are walked in turn, and the products take 4 rows at a time, column by
@@ -110,10 +148,12 @@ HWY_INLINE void PrefetchRows(const Ahead& a, size_t first, size_t n) {
 }
 
 template <int NQ>
-HWY_NOINLINE void DotBlock(const float* const* k, const float* q, size_t pitch, size_t dim, size_t keys, float* s, const Ahead& ahead) {
-  for (size_t j = 0; j < keys; j += 4) {
-    PrefetchRows(ahead, j, 4);
-    Dot4<NQ>(k + j, q, pitch, dim, HWY_MIN(keys - j, size_t{4}), s + j);
+HWY_NOINLINE void DotBlock(const float* const* k, const float* q, size_t pitch, size_t dim, size_t keys, float* s,
+                           const Ahead& ahead) {
+  constexpr size_t NK = NQ > 2 ? kDotKeys : 4;
+  for (size_t j = 0; j < keys; j += NK) {
+    PrefetchRows(ahead, j, NK);
+    DotKeys<NQ, NK>(k + j, q, pitch, dim, HWY_MIN(keys - j, NK), s + j);
   }
 }
 
@@ -266,9 +306,7 @@ HWY_NOINLINE void DecodeRows(const AttentionTask& t, const KernelScratch& s, con
                           static_cast<size_t>(HWY_MIN(hi + 1 - end, kDecodeKeys)), dim};
     const Ahead nothing = {nullptr, 0, 0, 0};
     size_t r = 0;
-    if constexpr (kDecodeRows == 4) {
-      for (; r + 4 <= n; r += 4) DotBlock<4>(k, rows[r].q, q_pitch, dim, keys, rows[r].p + first, r == 0 ? this_v : nothing);
-    }
+    for (; r + 4 <= n; r += 4) DotBlock<4>(k, rows[r].q, q_pitch, dim, keys, rows[r].p + first, r == 0 ? this_v : nothing);
     for (; r + 2 <= n; r += 2) DotBlock<2>(k, rows[r].q, q_pitch, dim, keys, rows[r].p + first, r == 0 ? this_v : nothing);
     for (; r < n; ++r) DotBlock<1>(k, rows[r].q, q_pitch, dim, keys, rows[r].p + first, r == 0 ? this_v : nothing);
     for (r = 0; r < n; ++r) {
@@ -289,7 +327,7 @@ HWY_NOINLINE void DecodeRows(const AttentionTask& t, const KernelScratch& s, con
       continue;
     }
     r = 0;
-    if constexpr (kDecodeRows == 4) {
+    if constexpr (kPvRows == 4) {
       for (; r + 4 <= n; r += 4) PvBlock<4>(v, rows[r].p + first, v_dim, keys, rows[r].o, o_pitch, r == 0 ? next_k : nothing);
     }
     for (; r + 2 <= n; r += 2) PvBlock<2>(v, rows[r].p + first, v_dim, keys, rows[r].o, o_pitch, r == 0 ? next_k : nothing);
