@@ -1,8 +1,10 @@
-// What a call costs before and beside its arithmetic: one head, 16 x 16, head_dim 64, on one thread, in the caller's workspace.
+// What a call costs before and beside its arithmetic: one head, 16 x 16, head_dim 64, on one thread, in the caller's
+// workspace.
 //   build/bench/bench_api
-// ns is the median of a call's time. hot: called again and again. cold: after a walk over more than L2, so that data and code come from L3; the row's
-// own time includes the walk. pool_asleep: exec.num_threads = 0 while OpenMP's threads sleep, which this call must not wake; and what waking
-// them costs. Parts are the library's own functions (linked statically): validate, dispatch, plan, run.
+// ns is the median of a call's time. hot: called again and again. cold: after a walk over more than L2, so that data
+// and code come from L3; the row's own time includes the walk. pool_asleep: exec.num_threads = 0 while OpenMP's threads
+// sleep, which this call must not wake; and what waking them costs. Parts are the library's own functions (linked
+// statically): validate, dispatch, plan, run.
 #include "bench/bench_main.h"
 #include "dispatch/targets.h"
 #include "lib/plan.h"
@@ -134,9 +136,10 @@ void AddRows(const std::string& target) {
         })
         ->Unit(benchmark::kMicrosecond);
   };
-  for (const Part& part : {Part{"forward", &Tiny::Forward, nullptr}, Part{"validate", &Tiny::Validate, nullptr},
-                           Part{"dispatch", &Tiny::Dispatch, nullptr}, Part{"plan", &Tiny::Plan, nullptr},
-                           Part{"run", &Tiny::Run, nullptr}, Part{"forward_own_workspace", &Tiny::Forward, &Tiny::OwnWorkspace}}) {
+  for (const Part& part :
+       {Part{"forward", &Tiny::Forward, nullptr}, Part{"validate", &Tiny::Validate, nullptr},
+        Part{"dispatch", &Tiny::Dispatch, nullptr}, Part{"plan", &Tiny::Plan, nullptr},
+        Part{"run", &Tiny::Run, nullptr}, Part{"forward_own_workspace", &Tiny::Forward, &Tiny::OwnWorkspace}}) {
     add(part, Before::kNothing, "hot");
     add(part, Before::kWalk, "cold");
   }

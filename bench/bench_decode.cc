@@ -1,6 +1,7 @@
 // Decode against what memory and FMA units allow, alternating in one run:
 //   build/bench/bench_decode --benchmark_filter=kv8192
-// GB/s is K and V read once; bandwidth_fraction is that over the lower of the read rate of that footprint and what 0.75 of the FMA rate could consume.
+// GB/s is K and V read once; bandwidth_fraction is that over the lower of the read rate of that footprint and what 0.75
+// of the FMA rate could consume.
 #include "bench/bench_main.h"
 
 namespace {

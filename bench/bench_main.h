@@ -1,5 +1,7 @@
-// The main program of the Google Benchmarks here: rows, their targets, and JSON in which every row has its target by name.
-//   --all_targets, or an '@' in --benchmark_filter: rows for every target that this CPU runs; else for the one that fovea takes.
+// The main program of the Google Benchmarks here: rows, their targets, and JSON in which every row has its target by
+// name.
+//   --all_targets, or an '@' in --benchmark_filter: rows for every target that this CPU runs; else for the one that
+//   fovea takes.
 #ifndef FOVEA_BENCH_BENCH_MAIN_H_
 #define FOVEA_BENCH_BENCH_MAIN_H_
 
@@ -59,8 +61,8 @@ inline void Guarded(benchmark::State& state, const std::function<void()>& body) 
 // A median wants some.
 constexpr int kLeastRounds = 5;
 
-// A row that times one call of attention, alternating with the machine's limits. The case is kept from one trial of Google Benchmark to the next, until
-// another row comes: the check is done once.
+// A row that times one call of attention, alternating with the machine's limits. The case is kept from one trial of
+// Google Benchmark to the next, until another row comes: the check is done once.
 inline void RunCase(benchmark::State& state, const Shape& shape) {
   static std::unique_ptr<Case> kept;
   Guarded(state, [&] {
@@ -94,8 +96,9 @@ inline void RunCase(benchmark::State& state, const Shape& shape) {
 }
 
 inline void AddCase(const Shape& shape) {
-  benchmark::RegisterBenchmark(Name(shape).c_str(), [shape](benchmark::State& state) { RunCase(state, shape); })
-      ->Unit(benchmark::kMillisecond);
+  benchmark::RegisterBenchmark(Name(shape).c_str(), [shape](benchmark::State& state) {
+    RunCase(state, shape);
+  })->Unit(benchmark::kMillisecond);
 }
 
 // add_rows(target) registers the rows of one target.
@@ -112,7 +115,8 @@ inline int BenchMain(int argc, char** argv, const std::function<void(const std::
   for (int i = 1; i < kept; ++i) json_file &= std::strcmp(argv[i], "--benchmark_out_format=console") != 0;
   argc = kept;
   try {
-    for (const std::string& target : all ? RunnableTargets() : std::vector<std::string>{ChosenTarget()}) add_rows(target);
+    for (const std::string& target : all ? RunnableTargets() : std::vector<std::string>{ChosenTarget()})
+      add_rows(target);
   } catch (const std::exception& error) {
     std::fprintf(stderr, "%s\n", error.what());
     return 1;

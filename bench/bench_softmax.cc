@@ -1,10 +1,11 @@
-// The softmax alone: exp2 and tanh (soft caps) over an array in L1, and the softmax of a group of keys whose scores are stored.
+// The softmax alone: exp2 and tanh (soft caps) over an array in L1, and the softmax of a group of keys whose scores are
+// stored.
 //   taskset -c 0 build/bench/bench_softmax
 // exp_fraction: of the rate of exp2 that bench/roofline.h measures, in turn.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "bench/bench_softmax.cc"
-#include "hwy/foreach_target.h"  // must come before highway.h
 #include "bench/tile_operands.h"
+#include "hwy/foreach_target.h"  // must come before highway.h
 #include "hwy/highway.h"
 #include "lib/kernels/prefill-inl.h"
 
@@ -15,9 +16,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 namespace kernels = fovea::HWY_NAMESPACE;
 constexpr int NV = fovea::kTileVecs;
 
-HWY_NOINLINE TileShape GetTileShape() {
-  return {kernels::kTileKeys, static_cast<int>(NV * hn::Lanes(kernels::DF()))};
-}
+HWY_NOINLINE TileShape GetTileShape() { return {kernels::kTileKeys, static_cast<int>(NV * hn::Lanes(kernels::DF()))}; }
 
 HWY_NOINLINE void RunExp2(const float* x, float* y, int64_t count) {
   const kernels::DF d;
@@ -108,9 +107,10 @@ void RunSoftmax(benchmark::State& state, Kind kind, const std::string& target) {
 void AddRows(const std::string& target) {
   for (const Kind kind : {Kind::kExp2, Kind::kTanh, Kind::kGroup}) {
     const std::string name = kind == Kind::kExp2 ? "exp2" : kind == Kind::kTanh ? "tanh" : "group";
-    benchmark::RegisterBenchmark(("softmax/" + name + "/f32/L1/t1@" + target).c_str(),
-                                 [kind, target](benchmark::State& state) { RunSoftmax(state, kind, target); })
-        ->Unit(benchmark::kMicrosecond);
+    benchmark::RegisterBenchmark(("softmax/" + name + "/f32/L1/t1@" + target).c_str(), [kind, target](
+                                                                                           benchmark::State& state) {
+      RunSoftmax(state, kind, target);
+    })->Unit(benchmark::kMicrosecond);
   }
 }
 

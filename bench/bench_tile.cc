@@ -1,11 +1,13 @@
-// The register tiles alone, beside the FMA rate of the same target: what of prefill's time is theirs, and what is lost when K, V and P come from L2.
+// The register tiles alone, beside the FMA rate of the same target: what of prefill's time is theirs, and what is lost
+// when K, V and P come from L2.
 //   taskset -c 0 build/bench/bench_tile
-// qk: S^T of a group of keys, stored.  qk_softmax: with the softmax as its epilogue (FLOP of the product only).  pv: O^T += V^T P^T of a block.
-// L1: all operands in L1; P of 8 keys, and of O^T one group of columns. L2: K or V rows stream from half of L2, P and O^T as in prefill.
+// qk: S^T of a group of keys, stored.  qk_softmax: with the softmax as its epilogue (FLOP of the product only).  pv:
+// O^T += V^T P^T of a block. L1: all operands in L1; P of 8 keys, and of O^T one group of columns. L2: K or V rows
+// stream from half of L2, P and O^T as in prefill.
 #undef HWY_TARGET_INCLUDE
 #define HWY_TARGET_INCLUDE "bench/bench_tile.cc"
-#include "hwy/foreach_target.h"  // must come before highway.h
 #include "bench/tile_operands.h"
+#include "hwy/foreach_target.h"  // must come before highway.h
 #include "hwy/highway.h"
 #include "lib/kernels/prefill-inl.h"
 
@@ -28,8 +30,8 @@ HWY_NOINLINE void RunQk(const TileOperands& o) {
   for (int64_t row = 0; row < o.num_rows; row += kKeys) {
     float* const p = o.p + row % o.p_rows * lanes;
     if (o.softmax) {
-      kernels::QkSoftmaxGroup<NV>(tile, o.rows + row, static_cast<size_t>(o.dim), static_cast<size_t>(o.ot_rows), p, o.p,
-                                  kernels::kLazyMax);
+      kernels::QkSoftmaxGroup<NV>(tile, o.rows + row, static_cast<size_t>(o.dim), static_cast<size_t>(o.ot_rows), p,
+                                  o.p, kernels::kLazyMax);
     } else {
       kernels::QkStoreGroup<NV>(tile, o.rows + row, static_cast<size_t>(o.dim), p);
     }
@@ -87,7 +89,8 @@ class TileCase {
     p_ = RandomFloats(fovea::kBlockKeys * lanes_, 3);
     ot_ = NewFloats(row.dim * lanes_);
     stats_ = NewFloats(3 * lanes_);
-    for (int64_t i = 0; i < o_.num_rows; ++i) rows_.push_back(&rows_data_[static_cast<size_t>(i % distinct_ * row.dim)]);
+    for (int64_t i = 0; i < o_.num_rows; ++i)
+      rows_.push_back(&rows_data_[static_cast<size_t>(i % distinct_ * row.dim)]);
     for (int64_t i = 0; i < row.dim * lanes_; ++i) {
       if (!pv) qt_[static_cast<size_t>(i)] *= 1.4427f / std::sqrt(static_cast<float>(row.dim));
     }
@@ -100,9 +103,7 @@ class TileCase {
     Check();
   }
 
-  void Run() {
-    (row_.kind == Kind::kPv ? HWY_DISPATCH_TABLE(RunPv) : HWY_DISPATCH_TABLE(RunQk))[index_](o_);
-  }
+  void Run() { (row_.kind == Kind::kPv ? HWY_DISPATCH_TABLE(RunPv) : HWY_DISPATCH_TABLE(RunQk))[index_](o_); }
 
   double flop() const {
     return 2.0 * static_cast<double>(lanes_ * o_.num_rows * (row_.kind == Kind::kPv ? o_.ot_rows : row_.dim));
@@ -116,7 +117,8 @@ class TileCase {
       if (row_.kind == Kind::kPv) {
         for (int64_t c = 0; c < o_.ot_rows; ++c) {
           double sum = 0, magnitude = 0;
-          for (int64_t j = 0; j < o_.num_rows; ++j) Add(o_.rows[j][c], o_.p[j % o_.p_rows * lanes_ + lane], &sum, &magnitude);
+          for (int64_t j = 0; j < o_.num_rows; ++j)
+            Add(o_.rows[j][c], o_.p[j % o_.p_rows * lanes_ + lane], &sum, &magnitude);
           Compare(o_.ot[c * lanes_ + lane], sum, magnitude);
         }
         continue;
@@ -125,7 +127,8 @@ class TileCase {
         double sum = 0, magnitude = 0;
         for (int64_t c = 0; c < o_.dim; ++c) Add(o_.rows[j][c], o_.qt[c * lanes_ + lane], &sum, &magnitude);
         const double p = std::exp2(sum);
-        Compare(o_.p[j % o_.p_rows * lanes_ + lane], o_.softmax ? p : sum, o_.softmax ? p * (1 + magnitude) : magnitude);
+        Compare(o_.p[j % o_.p_rows * lanes_ + lane], o_.softmax ? p : sum,
+                o_.softmax ? p * (1 + magnitude) : magnitude);
       }
     }
     if (!(max_err_ < 1e-5)) throw std::runtime_error("wrong result: relative error " + std::to_string(max_err_));

@@ -130,7 +130,8 @@ Case::Case(const Shape& shape) : shape_(shape) {
 }
 
 void Case::Check() {
-  // About 8 rows of each head of the first and the last group, in different lanes of their tiles: the oracle is a plain loop in double.
+  // About 8 rows of each head of the first and the last group, in different lanes of their tiles: the oracle is a plain
+  // loop in double.
   const int64_t step = std::max<int64_t>(1, params_.q_len / 8) | 1, group = params_.num_q_heads / params_.num_kv_heads;
   for (const bool last : {false, true}) {
     const int64_t b = last ? params_.batch - 1 : 0, h = last ? params_.num_kv_heads - 1 : 0;
@@ -146,9 +147,9 @@ void Case::Check() {
     max_err_ = std::max(max_err_, check.out.error);
     if (!check.passed()) {
       throw std::runtime_error("wrong result: batch " + std::to_string(b + check.out.b) + ", head " +
-                               std::to_string(h * group + check.out.h) + ", row " + std::to_string(check.out.i) + ", column " +
-                               std::to_string(check.out.c) + " is " + std::to_string(check.out.got) + ", should be " +
-                               std::to_string(check.out.want));
+                               std::to_string(h * group + check.out.h) + ", row " + std::to_string(check.out.i) +
+                               ", column " + std::to_string(check.out.c) + " is " + std::to_string(check.out.got) +
+                               ", should be " + std::to_string(check.out.want));
     }
     if (b == params_.batch - 1 && h == params_.num_kv_heads - 1) return;
   }

@@ -1,5 +1,5 @@
-// What the benches and `fovea sweep` share: one call of attention as a case with its own buffers, checked against the oracle, and timed in turn with
-// this machine's limits.
+// What the benches and `fovea sweep` share: one call of attention as a case with its own buffers, checked against the
+// oracle, and timed in turn with this machine's limits.
 #ifndef FOVEA_BENCH_BENCH_UTIL_H_
 #define FOVEA_BENCH_BENCH_UTIL_H_
 
@@ -19,12 +19,13 @@ struct Shape {
   fovea_dtype dtype = FOVEA_F32;
   int64_t batch = 1, num_q_heads = 8, num_kv_heads = 8;
   int64_t q_len = 2048, kv_len = 2048, head_dim = 128;
-  bool causal = false;      // the last query stands at the last key
-  int64_t window = 0;       // keys that a query sees, itself included; 0 = all
+  bool causal = false;  // the last query stands at the last key
+  int64_t window = 0;   // keys that a query sees, itself included; 0 = all
   float soft_cap = 0;
-  bool bias = false;        // one [q_len][kv_len] for all heads
+  bool bias = false;  // one [q_len][kv_len] for all heads
   bool sinks = false;
-  int64_t row_stride = 0;   // elements from row to row of a [batch][rows][heads][head_dim] layout; 0 = [batch][heads][rows][head_dim]
+  int64_t row_stride =
+      0;  // elements from row to row of a [batch][rows][heads][head_dim] layout; 0 = [batch][heads][rows][head_dim]
   int threads = 1;
   std::string target;
 };
@@ -60,11 +61,11 @@ struct Result {
 
 class Case {
  public:
-  // Fills the buffers, runs once and checks a sample of rows. Throws std::runtime_error: fovea_last_error(), or a result past tolerance.
-  // Chooses the shape's target for the process.
+  // Fills the buffers, runs once and checks a sample of rows. Throws std::runtime_error: fovea_last_error(), or a
+  // result past tolerance. Chooses the shape's target for the process.
   explicit Case(const Shape& shape);
 
-  double Run();                     // seconds of one call
+  double Run();                      // seconds of one call
   void MeasureLimits(Round* round);  // rates, the same threads and target
   Result Summarize(const std::vector<Round>& rounds) const;
 

@@ -1,4 +1,5 @@
-// Per-target functions of a bench program, by the target's name. Highway's process-wide choice is left alone: table entries are looked up.
+// Per-target functions of a bench program, by the target's name. Highway's process-wide choice is left alone: table
+// entries are looked up.
 #ifndef FOVEA_BENCH_PER_TARGET_H_
 #define FOVEA_BENCH_PER_TARGET_H_
 

@@ -14,8 +14,8 @@ struct TileOperands {
   const float* const* rows;  // [num_rows], of K or V, `dim` elements each
   int64_t num_rows, dim;
   float *qt, *p, *ot, *m, *l, *mx;  // as fovea::KernelScratch
-  int64_t p_rows;   // rows of P before they repeat
-  int64_t ot_rows;  // columns of V that are used
+  int64_t p_rows;                   // rows of P before they repeat
+  int64_t ot_rows;                  // columns of V that are used
   bool softmax;
 };
 

@@ -12,7 +12,8 @@ namespace fovea {
 namespace {
 
 std::atomic<const Target*> chosen{nullptr};
-std::atomic<bool> chosen_by_caller{false};
+// Who chose it: "set", "FOVEA_TARGET" or "best".
+std::atomic<const char*> chosen_by{"best"};
 
 // The runnable target of that name; nullptr with the error text set otherwise. source: what asked for it.
 const Target* FindRunnable(const char* name, const char* source) {
@@ -40,7 +41,8 @@ const Target* ChosenTarget() {
   const Target* target = chosen.load(std::memory_order_acquire);
   if (target) return target;
   const char* env = getenv("FOVEA_TARGET");
-  if (env && env[0] != '\0') {
+  const bool named = env && env[0] != '\0';
+  if (named) {
     target = FindRunnable(env, "FOVEA_TARGET");
     if (!target) return nullptr;
   } else {
@@ -53,6 +55,7 @@ const Target* ChosenTarget() {
   const Target* expected = nullptr;
   // Another thread may have chosen meanwhile; its choice stands.
   if (!chosen.compare_exchange_strong(expected, target, std::memory_order_acq_rel)) return expected;
+  chosen_by.store(named ? "FOVEA_TARGET" : "best");
   return target;
 }
 
@@ -92,8 +95,7 @@ fovea_status fovea_get_target(const char** name, const char** why) {
   const Target* target = ChosenTarget();
   if (!target) return FOVEA_ERR_TARGET_UNAVAILABLE;
   *name = target->name;
-  const char* env = getenv("FOVEA_TARGET");
-  if (why) *why = chosen_by_caller.load() ? "set" : env && env[0] != '\0' ? "FOVEA_TARGET" : "best";
+  if (why) *why = chosen_by.load();
   return FOVEA_OK;
 }
 
@@ -103,7 +105,7 @@ fovea_status fovea_set_target(const char* name) {
     target = FindRunnable(name, "fovea_set_target");
     if (!target) return FOVEA_ERR_TARGET_UNAVAILABLE;
   }
-  chosen_by_caller.store(name != nullptr);
+  if (name) chosen_by.store("set");
   chosen.store(target, std::memory_order_release);
   return FOVEA_OK;
 }

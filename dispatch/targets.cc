@@ -1,7 +1,7 @@
 #include "dispatch/targets.h"
 
+#include "dispatch/cpu.h"
 #include "hwy/highway.h"
-#include "hwy/targets.h"
 
 // A target of Highway's: declared where this build has it, listed below in the same order.
 #define FOVEA_DECLARE(name) \
@@ -149,9 +149,6 @@ const Target* Targets(int32_t* count) {
   return kTargets;
 }
 
-bool Runnable(const Target& target) {
-  // What CPU and OS support, CPUID and XCR0 (or hwcaps) by Highway; the baseline always.
-  return (target.hwy_bit & (hwy::SupportedTargets() | HWY_STATIC_TARGET)) != 0;
-}
+bool Runnable(const Target& target) { return (target.hwy_bit & SupportedTargets()) != 0; }
 
 }  // namespace fovea

@@ -19,11 +19,32 @@ std::atomic<bool> forked_child{false};
 namespace {
 
 // OpenMP's worker threads do not survive fork, whoever started them.
-__attribute__((constructor)) void RegisterForkHandler() {
-  pthread_atfork(nullptr, nullptr, [] { forked_child.store(true, std::memory_order_relaxed); });
+// The lock is taken over fork, so that no other thread holds it in the child.
+std::mutex default_exec_mutex;
+
+// Loaded in a forked child that has not called exec (PF_FORKNOEXEC, 0x40 in field 9 of /proc/self/stat): the parent may have left an OpenMP pool
+// whose threads are gone, and no handler ran.
+bool LoadedInForkedChild() {
+  char stat[512];
+  FILE* file = fopen("/proc/self/stat", "r");
+  if (!file) return false;
+  const size_t n = fread(stat, 1, sizeof stat - 1, file);
+  fclose(file);
+  stat[n] = '\0';
+  unsigned flags = 0;
+  const char* after_name = strrchr(stat, ')');
+  return after_name && sscanf(after_name + 1, " %*c %*d %*d %*d %*d %*d %u", &flags) == 1 && (flags & 0x40) != 0;
 }
 
-std::mutex default_exec_mutex;
+__attribute__((constructor)) void RegisterForkHandler() {
+  if (LoadedInForkedChild()) forked_child.store(true, std::memory_order_relaxed);
+  pthread_atfork([] { default_exec_mutex.lock(); }, [] { default_exec_mutex.unlock(); },
+                 [] {
+                   default_exec_mutex.unlock();
+                   forked_child.store(true, std::memory_order_relaxed);
+                 });
+}
+
 fovea_exec default_exec_value = {sizeof(fovea_exec), 0, 0, nullptr, nullptr, nullptr, 0, nullptr, 0};
 
 fovea_exec DefaultExec() {
@@ -32,14 +53,16 @@ fovea_exec DefaultExec() {
 }
 
 fovea_status ResolveExec(const fovea_exec* user, fovea_exec* e) {
-  if (user) return CheckExec(user, *user, e);
+  if (user) return CheckExec(user, e);
   *e = DefaultExec();
   return FOVEA_OK;
 }
 
 // Copies the thread's error text to the caller's buffer as well.
 fovea_status Report(const fovea_exec* user, fovea_status status) {
-  if (user && user->struct_size >= sizeof(fovea_exec) && user->error_text && user->error_capacity > 0) {
+  // Not through a struct that CheckExec would refuse unread.
+  if (user && user->struct_size >= sizeof(fovea_exec) && user->struct_size <= kMaxStructSize && user->error_text &&
+      user->error_capacity > 0) {
     snprintf(user->error_text, user->error_capacity, "%s", status == FOVEA_OK ? "" : LastError());
   }
   return status;
@@ -110,7 +133,7 @@ fovea_status Describe(const fovea_attention_params* params, const fovea_exec* ex
   for (int64_t n = 0; n < plan->num_tasks[0]; ++n) {
     AttentionTask t;
     FillTask(*plan, p, plan->tasks[0][n], &t);
-    const bool is_decode = IsDecode(*plan, t);
+    const bool is_decode = plan->tasks[0][n].decode;
     (is_decode ? decode : prefill) = true;
     pairs += static_cast<double>(table.live_pairs(t, scratch, !is_decode));
   }
@@ -141,7 +164,7 @@ fovea_status Describe(const fovea_attention_params* params, const fovea_exec* ex
   return FOVEA_OK;
 }
 
-// Whether params are of the shapes that the plan was made for: everything but pointers.
+// Whether params are of the shapes, strides, lengths and offsets that the plan was made for: its tasks and its workspace depend on them.
 fovea_status CheckSamePlan(const fovea_plan& plan, const fovea_attention_params& p) {
   const fovea_attention_params& q = plan.params;
   const auto same = [](const fovea_tensor& x, const fovea_tensor& y) {
@@ -160,8 +183,8 @@ fovea_status CheckSamePlan(const fovea_plan& plan, const fovea_attention_params&
            p.window_right != q.window_right)
     field = "causal, q_align, q_offset or window";
   else if (!p.cu_seqlens_q != !q.cu_seqlens_q || !p.cu_seqlens_kv != !q.cu_seqlens_kv || !p.q_lens != !q.q_lens ||
-           !p.kv_lens != !q.kv_lens)
-    field = "lens or cu_seqlens";
+           !p.kv_lens != !q.kv_lens || !p.q_offsets != !q.q_offsets || LengthsHash(p) != plan.lengths_hash)
+    field = "lens, cu_seqlens or q_offsets";
   if (field) return Fail(FOVEA_ERR_INVALID_ARGUMENT, "%s: differs from the params that the plan was made for", field);
   return FOVEA_OK;
 }
@@ -176,7 +199,7 @@ extern "C" {
 fovea_status fovea_set_default_exec(const fovea_exec* exec) {
   fovea_exec e = {sizeof(fovea_exec), 0, 0, nullptr, nullptr, nullptr, 0, nullptr, 0};
   if (exec) {
-    const fovea_status status = CheckExec(exec, e, &e);
+    const fovea_status status = CheckExec(exec, &e);
     if (status != FOVEA_OK) return status;
     if (e.workspace || e.error_text) {
       return Fail(FOVEA_ERR_INVALID_ARGUMENT, "exec.workspace and exec.error_text: must be NULL in the default exec, calls would share them");

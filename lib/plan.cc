@@ -11,7 +11,6 @@ namespace fovea {
 namespace {
 
 constexpr size_t kAlign = 64;
-constexpr uint64_t kMagic = 0x31767070666F7665u;
 
 // Split points over keys, for calls of few rows: parts of at least kMinPartKeys keys, at most kMaxParts of them, and at most PartRows
 // partial rows per kv head (fewer where there are many kv heads to share the work), so that the workspace stays small and does not grow
@@ -22,6 +21,8 @@ int64_t PartRows(int64_t num_kv_heads) { return std::clamp<int64_t>(1024 / num_k
 
 // Q^T, O^T and P^T of a task's tiles should stay in L2 beside the K and V rows that pass through.
 constexpr int64_t kTaskScratchBudget = 256 * 1024;
+// More tiles where K or V rows are copied: rows 4 KB and more apart are as many pages, and each task walks them all.
+constexpr int64_t kCopyScratchBudget = 1280 * 1024;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
@@ -61,18 +62,11 @@ class Carver {
   bool overflow_ = false;
 };
 
+bool NeedsCopy(const fovea_attention_params& p) { return Aliases(p.k.stride_row) || Aliases(p.v.stride_row); }
+
 int32_t MaxTiles(const fovea_attention_params& p, int64_t tile_lanes) {
   const int64_t tile_bytes = tile_lanes * (p.head_dim + p.v_head_dim + kBlockKeys) * static_cast<int64_t>(sizeof(float));
-  return static_cast<int32_t>(std::clamp<int64_t>(kTaskScratchBudget / tile_bytes, 1, kMaxTiles));
-}
-
-// As the kernels' own rule: rows that fall on few L1 sets are copied.
-bool NeedsCopy(const fovea_attention_params& p) {
-  const auto aliases = [](int64_t stride) {
-    const int64_t r = (stride * static_cast<int64_t>(sizeof(float))) & 4095;
-    return stride != 0 && (r <= 64 || r >= 4032);
-  };
-  return aliases(p.k.stride_row) || aliases(p.v.stride_row);
+  return static_cast<int32_t>(std::clamp<int64_t>((NeedsCopy(p) ? kCopyScratchBudget : kTaskScratchBudget) / tile_bytes, 1, kMaxTiles));
 }
 
 KernelScratch CarveScratch(const fovea_attention_params& p, int32_t vector_lanes, Carver* c) {
@@ -113,7 +107,7 @@ void Layout(const fovea_attention_params& p, uint32_t flags, const Target& targe
   bad |= part_rows > INT32_MAX;
   int64_t part_floats;
   bad |= __builtin_mul_overflow(part_rows, p.v_head_dim, &part_floats);
-  if (bad) part_floats = INT64_MAX / 8;  // Take refuses it
+  if (bad) part_floats = INT64_MAX;  // times 4 overflows: Take refuses it
   plan->tasks[0] = c->Take<PlanTask>(tasks);
   plan->tasks[1] = c->Take<PlanTask>(merges);
   plan->tasks[2] = c->Take<PlanTask>(p.scores_stage != FOVEA_SCORES_NONE ? tasks : 0);
@@ -170,8 +164,8 @@ fovea_status WorkspaceBytes(const fovea_attention_params& p, uint32_t flags, con
   // Lanes are counted in int32.
   const int64_t longest = p.cu_seqlens_q ? p.total_q : p.q_len, group = p.num_q_heads / p.num_kv_heads;
   if (group > INT32_MAX || longest > INT32_MAX / std::max<int64_t>(group, 1)) {
-    return Fail(FOVEA_ERR_UNSUPPORTED, "q_len = %lld: with %lld query heads per kv head, must be at most 2^31 - 1 rows",
-                static_cast<long long>(longest), static_cast<long long>(group));
+    return Fail(FOVEA_ERR_UNSUPPORTED, "%s = %lld: with %lld query heads per kv head, must be at most 2^31 - 1 rows",
+                p.cu_seqlens_q ? "total_q" : "q_len", static_cast<long long>(longest), static_cast<long long>(group));
   }
   Carver c(nullptr);
   c.Take<fovea_plan>(1);
@@ -195,7 +189,7 @@ fovea_status BuildPlan(const fovea_attention_params& p, uint32_t flags, const Ta
   Carver c(base);
   fovea_plan* plan = c.Take<fovea_plan>(1);
   memset(plan, 0, sizeof *plan);
-  plan->magic = kMagic;
+  plan->lengths_hash = LengthsHash(p);
   plan->params = p;
   plan->target = &target;
   plan->flags = flags;
@@ -222,6 +216,7 @@ fovea_status BuildPlan(const fovea_attention_params& p, uint32_t flags, const Ta
       for (int64_t part = 0; part < parts; ++part) {
         for (int64_t lane = 0; lane < rows; lane += lanes_per_task) {
           PlanTask task;
+          task.decode = IsDecodeRows(rows, flags);
           task.seq = static_cast<int32_t>(b);
           task.kv_head = h;
           task.lane_begin = static_cast<int32_t>(lane);
@@ -237,14 +232,15 @@ fovea_status BuildPlan(const fovea_attention_params& p, uint32_t flags, const Ta
       }
       if (parts > 1 && rows > 0) {
         part_row += static_cast<int32_t>(parts * rows);
-        plan->tasks[1][num_merge++] = {static_cast<int32_t>(b), h, 0, static_cast<int32_t>(rows), 0, range.kv_len, head_part,
+        plan->tasks[1][num_merge++] = {false, static_cast<int32_t>(b), h, 0, static_cast<int32_t>(rows), 0, range.kv_len, head_part,
                                        static_cast<int32_t>(parts), static_cast<float>(parts * rows * p.v_head_dim)};
       }
       if (p.scores_stage == FOVEA_SCORES_NONE) continue;
       for (int64_t lane = 0; lane < rows; lane += tile_lanes) {
-        plan->tasks[2][num_scores++] = {static_cast<int32_t>(b), h, static_cast<int32_t>(lane),
+        plan->tasks[2][num_scores++] = {false, static_cast<int32_t>(b), h, static_cast<int32_t>(lane),
                                         static_cast<int32_t>(std::min(tile_lanes, rows - lane)), 0, range.kv_len, -1, 1,
-                                        static_cast<float>(kv_len * p.head_dim)};
+                                        static_cast<float>(2 * kv_len * p.head_dim * tile_lanes)};
+        plan->cost += static_cast<double>(plan->tasks[2][num_scores - 1].cost);
       }
     }
   }
@@ -328,8 +324,17 @@ void FillTask(const fovea_plan& plan, const fovea_attention_params& p, const Pla
   t->part_ml = task.first_part >= 0 ? plan.part_ml + int64_t{task.first_part} * 2 : nullptr;
 }
 
-bool IsDecode(const fovea_plan& plan, const AttentionTask& t) {
-  return IsDecodeRows(int64_t{t.q_len} * t.group, plan.flags);
+uint64_t LengthsHash(const fovea_attention_params& p) {
+  uint64_t hash = 0xCBF29CE484222325u;  // FNV-1a
+  const auto add = [&](const int32_t* values, int64_t n) {
+    for (int64_t i = 0; values && i < n; ++i) hash = (hash ^ static_cast<uint32_t>(values[i])) * 0x100000001B3u;
+  };
+  add(p.q_lens, p.batch);
+  add(p.kv_lens, p.batch);
+  add(p.cu_seqlens_q, p.batch + 1);
+  add(p.cu_seqlens_kv, p.batch + 1);
+  add(p.q_offsets, p.batch);
+  return hash;
 }
 
 double UsefulPairs(const fovea_attention_params& p) {

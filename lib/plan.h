@@ -15,6 +15,7 @@ namespace fovea {
 enum class Phase : int32_t { kAttention, kMerge, kScores };
 
 struct PlanTask {
+  bool decode;  // the dot-product kernel rather than the tiles
   int32_t seq, kv_head;
   int32_t lane_begin, lane_count;
   int32_t kv_begin, kv_end;
@@ -27,7 +28,7 @@ struct PlanTask {
 
 // In the caller's memory (or the library's own), followed by the arrays that it points to.
 struct fovea_plan {
-  uint64_t magic;
+  uint64_t lengths_hash;         // of the arrays that params points to
   fovea_attention_params params;  // checked, defaults resolved
   const fovea::Target* target;
   uint32_t flags;
@@ -42,7 +43,7 @@ struct fovea_plan {
   int64_t stats_rows;
   char* scratch;                // workers * scratch_bytes
   size_t scratch_bytes;
-  double cost;                  // of all tasks
+  double cost;                  // of all tasks and phases
 };
 
 namespace fovea {
@@ -57,12 +58,12 @@ fovea_status WorkspaceBytes(const fovea_attention_params& p, uint32_t flags, con
 fovea_status BuildPlan(const fovea_attention_params& p, uint32_t flags, const Target& target, int32_t workers, void* mem,
                        size_t bytes, fovea_plan** plan);
 
-// What the kernel of task `index` is handed, with p's data pointers.
+// What the kernel of a task is handed, with p's data pointers.
 void FillTask(const fovea_plan& plan, const fovea_attention_params& p, const PlanTask& task, AttentionTask* t);
 KernelScratch WorkerScratch(const fovea_plan& plan, int32_t worker);
 
-// Whether the sequence of this task takes the dot-product kernel.
-bool IsDecode(const fovea_plan& plan, const AttentionTask& t);
+// Of the contents of lens, cu_seqlens and q_offsets: a plan serves calls with the same.
+uint64_t LengthsHash(const fovea_attention_params& p);
 
 // Useful (query, key) pairs over all query heads.
 double UsefulPairs(const fovea_attention_params& p);

@@ -1,6 +1,5 @@
 #include "lib/run.h"
 
-#include <float.h>
 #include <math.h>
 
 #include <algorithm>
@@ -27,7 +26,6 @@ void MergeRow(const KernelTable& table, int64_t n, const Get& get, int64_t dim, 
   double m = -HUGE_VAL, l = 0.0;
   for (int64_t p = 0; p < n; ++p) {
     const auto part = get(p);
-    // NaN must win: a comparison that it fails would drop it.
     if (part.l != 0.0 && !(part.m <= m)) m = part.m;
   }
   const auto scale = [&](double part_m) { return part_m == m ? 1.0 : exp2(part_m - m); };  // inf - inf is no NaN here
@@ -73,11 +71,7 @@ void RunMergeTask(const fovea_plan& plan, const PlanTask& task, const AttentionT
     };
     double m, l;
     MergeRow(*plan.target->table, task.num_parts, get, t.v_head_dim, t.out + h * t.out_stride_head + i * t.out_stride_row, &m, &l);
-    if (t.lse) {
-      const bool lowest = m <= -static_cast<double>(FLT_MAX) && l > 0.0;  // every score is: log2 units end there
-      t.lse[h * t.lse_stride_head + i * t.lse_stride_row] =
-          l == 0.0 ? -HUGE_VALF : lowest ? -FLT_MAX : static_cast<float>((m + log2(l)) * kLn2);
-    }
+    if (t.lse) t.lse[h * t.lse_stride_head + i * t.lse_stride_row] = Lse(m, l, t.sinks ? t.sinks + h : nullptr);
     if (t.stats) {
       float* stats = t.stats + h * t.stats_stride_head + i * 2;
       stats[0] = l == 0.0 ? 0.0f : static_cast<float>(m);
@@ -99,11 +93,10 @@ void RunTasks(const fovea_plan& plan, const fovea_attention_params& p, Phase pha
     AttentionTask t;
     FillTask(plan, p, task, &t);
     // Decode reads each row once: a copy would cost more than it saves.
-    const bool decode = IsDecode(plan, t);
-    scratch.copy = decode ? nullptr : copy;
+    scratch.copy = task.decode ? nullptr : copy;
     switch (phase) {
       case Phase::kAttention:
-        (decode ? table.decode_f32 : table.prefill_f32)(t, scratch);
+        (task.decode ? table.decode_f32 : table.prefill_f32)(t, scratch);
         break;
       case Phase::kMerge:
         RunMergeTask(plan, task, t);
@@ -146,7 +139,7 @@ void RunMerge(const Target& target, int32_t n, const fovea_tensor* outs, const f
       };
       double m, l;
       MergeRow(*target.table, n, get, v_head_dim, at(out, b, h, i), &m, &l);
-      if (lse && lse->data) *at(*lse, b, h, i) = l == 0.0 ? -HUGE_VALF : static_cast<float>((m + log2(l)) * kLn2);
+      if (lse && lse->data) *at(*lse, b, h, i) = Lse(m, l, nullptr);
     }
   });
 }

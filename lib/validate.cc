@@ -324,7 +324,6 @@ fovea_status CheckTensor(const Expected& want, const int64_t (&extent)[kDims], C
 template <typename Struct>
 fovea_status CopyStruct(const Struct* user, const char* name, const char* init, Struct* copy) {
   // Far above any version's size: an uninitialized struct_size must not send the search for a zero tail astray.
-  constexpr uint64_t kMaxStructSize = 1 << 16;
   if (user == nullptr) return Fail(kInvalid, "%s = NULL: must be given", name);
   const uint64_t size = user->struct_size;
   if (size < sizeof(Struct) || size > kMaxStructSize) {
@@ -409,7 +408,18 @@ fovea_status CheckExtents(fovea_attention_params* p) {
       s != FOVEA_OK) {
     return s;
   }
-  return CheckCount("total_kv * num_kv_heads * head_dim", p->total_kv, p->num_kv_heads, dim, 1);
+  if (fovea_status s = CheckCount("total_kv * num_kv_heads * head_dim", p->total_kv, p->num_kv_heads, dim, 1); s != FOVEA_OK) {
+    return s;
+  }
+  // The kernels count these in int32.
+  const struct {
+    const char* name;
+    int64_t value;
+  } counted[] = {{"batch", p->batch}, {"num_kv_heads", p->num_kv_heads}, {"head_dim", p->head_dim}, {"v_head_dim", p->v_head_dim}};
+  for (const auto& c : counted) {
+    if (c.value > kMaxLength) return Fail(kUnsupported, "%s = %" PRId64 ": must be below 2^30", c.name, c.value);
+  }
+  return FOVEA_OK;
 }
 
 bool IsZero(const fovea_tensor& t) {
@@ -657,13 +667,9 @@ fovea_status CheckParams(const fovea_attention_params* user, CheckData data, fov
   return CheckTensors(data, mask, p);
 }
 
-fovea_status CheckExec(const fovea_exec* user, const fovea_exec& fallback, fovea_exec* e) {
-  if (user == nullptr) {
-    *e = fallback;
-    return FOVEA_OK;
-  }
+fovea_status CheckExec(const fovea_exec* user, fovea_exec* e) {
   if (fovea_status s = CopyStruct(user, "exec", "fovea_exec_init", e); s != FOVEA_OK) return s;
-  constexpr int32_t kMaxThreads = 65536;
+  constexpr int32_t kMaxThreads = 1024;
   if (e->num_threads < 0 || e->num_threads > kMaxThreads) {
     return Fail(kInvalid, "exec.num_threads = %" PRId32 ": must be in [0, %" PRId32 "]", e->num_threads, kMaxThreads);
   }

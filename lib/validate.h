@@ -10,6 +10,9 @@ namespace fovea {
 // Lengths and positions stay within +-2^30, so that a distance j - pos(i) fits int32 in the kernels.
 constexpr int64_t kMaxLength = (int64_t{1} << 30) - 1;
 
+// A struct_size above this is no struct's: it is refused before anything else of the struct is read.
+constexpr uint64_t kMaxStructSize = 1 << 16;
+
 // Whether tensors' data pointers (NULL, alignment, overlap) and the values of alibi_slopes are checked as well. kNo
 // serves workspace queries: dtypes and strides must be right, data may be missing.
 enum class CheckData { kNo, kYes };
@@ -22,8 +25,8 @@ enum class CheckData { kNo, kYes };
 // for "each sequence's kv_len".
 fovea_status CheckParams(const fovea_attention_params* user, CheckData data, fovea_attention_params* p);
 
-// As CheckParams; NULL gives the default exec (which the caller passes, already checked). num_threads keeps 0.
-fovea_status CheckExec(const fovea_exec* user, const fovea_exec& fallback, fovea_exec* e);
+// As CheckParams, of an exec that is not NULL. num_threads keeps 0.
+fovea_status CheckExec(const fovea_exec* user, fovea_exec* e);
 
 fovea_status CheckMerge(int32_t n, const fovea_tensor* outs, const fovea_tensor* lses, int64_t batch, int64_t num_heads,
                         int64_t rows, int64_t v_head_dim, const fovea_tensor* out, const fovea_tensor* lse);

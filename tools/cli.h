@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "fovea/fovea.h"
-#include "tools/npy.h"
+#include "tools/output.h"
 
 namespace fovea::tools {
 
@@ -36,13 +36,27 @@ struct AttendOptions {
   bool check = false;
 };
 
+struct SweepOptions {
+  std::string op, lengths, head_dims, heads, targets, threads;  // lists; empty: the usual
+  std::string dtypes = "f32";
+  std::string preset;
+  std::string json, csv;  // paths, written
+  std::string command;    // for the record
+  std::optional<double> min_time;
+  bool causal = false;
+  bool quick = false;
+};
+
 // Print to stdout and give the exit code; throw InputError on bad input, before anything is written.
 int RunInfo(bool json, bool roofline);
 int RunAttend(const AttendOptions& options);
+int RunSweep(const SweepOptions& options);
 
 std::string CpuModel();
-// FMA, exp and read rates of these targets, medians of so many rounds (bench/roofline.h); JSON as in `fovea info --roofline --json`.
-nlohmann::ordered_json MeasureRoofline(const std::vector<std::string>& targets, const std::vector<int>& threads, int rounds);
+// FMA, exp and read rates of these targets, the best of so many rounds (bench/roofline.h); JSON as in `fovea info
+// --roofline --json`.
+nlohmann::ordered_json MeasureRoofline(const std::vector<std::string>& targets, const std::vector<int>& threads,
+                                       int rounds);
 
 }  // namespace fovea::tools
 

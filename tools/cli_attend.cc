@@ -10,6 +10,7 @@
 
 #include "lib/reference.h"
 #include "tools/cli.h"
+#include "tools/npy.h"
 
 namespace fovea::tools {
 namespace {

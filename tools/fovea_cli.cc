@@ -1,4 +1,5 @@
-// The fovea command: `fovea info` says what would run on this CPU, `fovea attend` computes attention over .npy files.
+// The fovea command: `fovea info` says what would run on this CPU, `fovea attend` computes attention over .npy files,
+// `fovea sweep` measures.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -80,6 +81,41 @@ void AddAttendOptions(CLI::App* attend, AttendOptions* o) {
       ->capture_default_str();
 }
 
+constexpr const char* kSweepHelp = R"(the speed of attention on this machine, one row per combination
+
+Lists are separated by commas; A..B among numbers is A, 2A, 4A up to B. Each row's result is checked against an
+evaluation in float64 first, then calls alternate with measurements of this machine's own limits; medians are printed:
+  of FMA   useful FLOP (permitted pairs of query and key) per second, of independent FMA chains on as many threads
+  GB/s     K and V, read once
+  of read  prefill: of the read bandwidth for as many bytes; decode: of the lower of that and what 0.75 of the FMA rate
+           could consume)";
+
+constexpr const char* kSweepFooter =
+    R"(Exit status: 0 done; 1 a row's result was wrong or could not be had; 2 bad input;
+130 interrupted by Ctrl-C, with what was measured written.
+Example: fovea sweep --preset llama-3-8b --quick --json s.json && python3 tools/plot_sweep.py s.json)";
+
+void AddSweepOptions(CLI::App* sweep, SweepOptions* o) {
+  sweep->add_option("--op", o->op, "prefill (many queries), decode (one), or both, the default")->type_name("OPS");
+  sweep->add_option("--lengths", o->lengths, "prefill: queries and keys; decode: keys")->type_name("LIST");
+  sweep->add_option("--head-dims", o->head_dims, "default 64,128")->type_name("LIST");
+  sweep->add_option("--heads", o->heads, "query heads, or query/kv heads; default 8 for prefill, 32/8 for decode")
+      ->type_name("H/KV,...");
+  sweep->add_option("--dtypes", o->dtypes, "default f32")->type_name("LIST");
+  sweep->add_option("--targets", o->targets, "instruction sets of `fovea info`, or all; default the chosen one")
+      ->type_name("LIST");
+  sweep->add_option("--threads", o->threads, "default 1,all")->type_name("LIST");
+  sweep->add_flag("--causal", o->causal, "a query sees the keys up to its own");
+  sweep->add_option("--preset", o->preset, "a model's layers: llama-3-8b, gemma-2-9b, bert-base ...")
+      ->type_name("NAME");
+  sweep->add_flag("--quick", o->quick, "shorter lengths, fewer rounds");
+  sweep->add_option("--min-time", o->min_time, "seconds of calls per row; default 0.5, with --quick 0.05")
+      ->type_name("S");
+  sweep->add_option("--json", o->json, "write rows and this machine's limits; tools/plot_sweep.py draws them")
+      ->type_name("FILE");
+  sweep->add_option("--csv", o->csv, "write rows")->type_name("FILE");
+}
+
 int Main(int argc, char** argv) {
   CLI::App app("fovea: attention on CPUs, by the best instruction set of this one", "fovea");
   app.set_version_flag("--version", fovea_version_str());
@@ -88,13 +124,20 @@ int Main(int argc, char** argv) {
   bool json = false, roofline = false;
   CLI::App* info = app.add_subcommand("info", "what would run here: CPU, instruction sets, tile sizes, threads");
   info->add_flag("--json", json, "as JSON");
-  info->add_flag("--roofline", roofline,
-                 "measure this machine's limits: FMA and exp rates of each instruction set, read bandwidth by footprint");
+  info->add_flag(
+      "--roofline", roofline,
+      "measure this machine's limits: FMA and exp rates of each instruction set, read bandwidth by footprint");
 
   AttendOptions options;
   CLI::App* attend = app.add_subcommand("attend", kAttendHelp);
   attend->footer(kAttendFooter);
   AddAttendOptions(attend, &options);
+
+  SweepOptions sweep_options;
+  CLI::App* sweep = app.add_subcommand("sweep", kSweepHelp);
+  sweep->footer(kSweepFooter);
+  AddSweepOptions(sweep, &sweep_options);
+  for (int i = 0; i < argc; ++i) sweep_options.command += (i ? " " : "") + std::string(argv[i]);
 
   try {
     app.parse(argc, argv);
@@ -103,7 +146,9 @@ int Main(int argc, char** argv) {
       return app.exit(error);  // --help, --version
     throw InputError(error.what());
   }
-  if (app.get_subcommands().empty()) throw InputError("a subcommand is wanted: info or attend; --help says more");
+  if (app.get_subcommands().empty())
+    throw InputError("a subcommand is wanted: info, attend or sweep; --help says more");
+  if (sweep->parsed()) return RunSweep(sweep_options);
   return attend->parsed() ? RunAttend(options) : RunInfo(json, roofline);
 }
 

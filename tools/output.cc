@@ -30,8 +30,10 @@ void CheckOutputFiles(const std::vector<OutputFile>& files) {
   std::vector<std::string> targets;
   for (const OutputFile& file : files) {
     const std::string target = RenameTarget(file.path);
-    if (access(std::filesystem::path(target).parent_path().c_str(), W_OK) != 0) Refuse(file.path, "{}", std::strerror(errno));
-    if (std::find(targets.begin(), targets.end(), target) != targets.end()) Refuse(file.path, "two outputs have this name");
+    if (access(std::filesystem::path(target).parent_path().c_str(), W_OK) != 0)
+      Refuse(file.path, "{}", std::strerror(errno));
+    if (std::find(targets.begin(), targets.end(), target) != targets.end())
+      Refuse(file.path, "two outputs have this name");
     targets.push_back(target);
   }
 }
@@ -58,7 +60,8 @@ void WriteOutputFiles(const std::vector<OutputFile>& files) {
   }
   for (size_t i = 0; i < pending.files.size(); ++i) {
     const Pending& file = pending.files[i];
-    if (std::rename(file.temporary.c_str(), file.target.c_str()) != 0) Refuse(files[i].path, "{}", std::strerror(errno));
+    if (std::rename(file.temporary.c_str(), file.target.c_str()) != 0)
+      Refuse(files[i].path, "{}", std::strerror(errno));
   }
 }
 

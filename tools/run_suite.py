@@ -124,6 +124,8 @@ def main():
     table.add("once", "", *doctest(tests, ["-ts=once"]), 0)
     table.add("npy", "", *doctest(build / "tools/npy_test", []), 0)
     table.add("cli", "", *checks([sys.executable, root / "tests/cli_test.py", cli]))
+    if (build / "bench/bench_prefill").exists():
+        table.add("bench", "", *checks([sys.executable, root / "tests/bench_test.py", build]))
     if options.fuzz:
         status, _ = run([options.fuzz, f"-runs={FUZZ_RUNS}", "-seed=1", "-max_len=4096", "-verbosity=0"])
         table.add("fuzz", "", int(status == 0), int(status != 0), 0)
@@ -131,6 +133,7 @@ def main():
         table.add("header", "", *header_test(build))
         table.add("abi", "", *checks([root / "tools/check_abi", build]))
         table.add("objects", "", *checks([root / "tools/check_objects", build]))
+        table.add("tiles", "", *checks([sys.executable, root / "tests/tile_stack_check.py", build]))
         table.add("consumers", "", *checks([sys.executable, root / "tests/consumers/run.py", build]))
     passed, failed, _ = table.print()
     sys.exit(1 if failed or not passed else 0)

@@ -33,8 +33,8 @@ def matmul_on_all_threads():
 
 
 def make_cases():
-    """(q, k, v, causal, f64 result) of a prefill, a causal prefill and a decode: by torch, so before any fork, which torch's
-    own thread pool does not outlive."""
+    """(q, k, v, causal, f64 result) of a prefill, a causal prefill and a decode. By torch, hence before any fork, which
+    torch's own thread pool does not outlive."""
     cases = []
     torch.manual_seed(1)
     for q_len, kv_len, causal in ((300, 300, False), (300, 300, True), (1, 4000, False)):

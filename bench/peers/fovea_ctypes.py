@@ -3,8 +3,8 @@ import ctypes
 import math
 import pathlib
 import re
-from ctypes import POINTER, byref, c_char, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint32, c_uint64, \
-    c_void_p
+from ctypes import (POINTER, byref, c_char, c_char_p, c_double, c_float, c_int32, c_int64, c_size_t, c_uint32, c_uint64,
+                    c_void_p)
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 F32 = 1
@@ -71,7 +71,7 @@ def newest_library():
 
 
 class Fovea:
-    """A loaded library. Where OpenMP is shared with PyTorch, import torch first: its libgomp is newer than Debian's."""
+    """A loaded library: the given one, or the newest below the repository's build directories."""
 
     def __init__(self, path=None):
         self.path = pathlib.Path(path or newest_library()).resolve()
@@ -98,8 +98,8 @@ class Fovea:
         return value
 
     def _check_params(self):
-        """init writes struct_size and the defaults where the mirror has them and zeroes the rest; a mirror shorter than the
-        library's struct is refused by every call."""
+        """init writes struct_size and the defaults where the mirror has them and zeroes the rest; a mirror shorter than
+        the library's struct is refused by every call."""
         size = ctypes.sizeof(AttentionParams)
         params = AttentionParams()
         ctypes.memset(byref(params), 0xff, size)

@@ -1,4 +1,4 @@
-"""A virtual environment with the peers of requirements.txt, made on first use, and the calling program run again in it."""
+"""A virtual environment with what requirements.txt lists, made on first use; the calling program runs again in it."""
 import os
 import pathlib
 import subprocess

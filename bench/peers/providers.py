@@ -1,7 +1,8 @@
 """The peers, each as its users call it: tensors, sessions and output buffers are made outside of what is timed.
 
-A provider lists, for a row, its ways to compute it as (via, make) pairs; make() gives (call, output), output() the result of the
-last call as an array [1][heads][rows][head_dim]. compare.py tries every way and keeps the fastest that is right.
+A provider lists, for a row, its ways to compute it as (via, make) pairs; make() gives (call, output), output() the
+result of the last call as an array [1][heads][rows][head_dim]. compare.py tries every way and keeps the fastest that
+is right.
 """
 import numpy
 
@@ -29,7 +30,8 @@ class Torch:
         options = {"is_causal": row.causal}
         if row.group > 1:
             options["enable_gqa"] = True
-        yield f"sdpa({', '.join(f'{key}={value}' for key, value in options.items())})", lambda: make(q, q.shape, **options)
+        via = f"sdpa({', '.join(f'{key}={value}' for key, value in options.items())})"
+        yield via, lambda: make(q, q.shape, **options)
         if row.group > 1 and row.q_len == 1:
             packed = q.reshape(1, row.num_kv_heads, row.group, row.head_dim)
             yield "sdpa, the group's heads packed as query rows by hand", lambda: make(packed, q.shape)
@@ -44,8 +46,8 @@ class OnnxRuntime:
         self.onnx, self.ort, self.version = onnx, onnxruntime, onnxruntime.__version__
 
     def _make(self, threads, node, inputs, output_shape, output, outputs=None):
-        """A one-node model with every input and output bound once. outputs maps further outputs to an input whose buffer they
-        share (a cache), or to None."""
+        """A one-node model with every input and output bound once. outputs maps further outputs to the input whose
+        buffer they share (a cache)."""
         from onnx import TensorProto, helper
         outputs = outputs or {}
         types = {numpy.dtype("float32"): TensorProto.FLOAT, numpy.dtype("int32"): TensorProto.INT32}
@@ -59,8 +61,6 @@ class OnnxRuntime:
         options = self.ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 4
-        # Its workers spin within a run, as by default, but not on after it, when another provider has its turn.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
         session = self.ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         values = {name: self.ort.OrtValue.ortvalue_from_numpy(a) for name, a in inputs.items()}
         values["output"] = self.ort.OrtValue.ortvalue_from_numpy(numpy.zeros(output_shape, numpy.float32))
@@ -125,8 +125,8 @@ class OpenVino:
 
         def make(q, graph, static):
             arrays = {"q": q, "k": k, "v": v}
-            parameters = [ops.parameter(a.shape if static else [-1, a.shape[1], -1, a.shape[3]], numpy.float32, name=name)
-                          for name, a in arrays.items()]
+            shapes = [a.shape if static else [-1, a.shape[1], -1, a.shape[3]] for a in arrays.values()]
+            parameters = [ops.parameter(shape, numpy.float32, name=name) for name, shape in zip(arrays, shapes)]
             model = self.ov.Model([graph(*parameters)], parameters, "peer")
             compiled = self.core.compile_model(model, "CPU", {
                 "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
@@ -152,7 +152,7 @@ class OpenVino:
         if row.group > 1 and row.q_len == 1:
             packed = q.reshape(1, row.num_kv_heads, row.group, row.head_dim)
             graphs.append((", the group's heads packed as query rows by hand", packed, sdpa))
-        # The plugin runs a graph of static shapes as a fused "Subgraph", one of dynamic shapes as its attention operator.
+        # Both run as a fused "Subgraph" of the CPU plugin, but not the same one.
         for note, query, graph in graphs:
             for static in (True, False):
                 yield (f"ScaledDotProductAttention-13, {'static' if static else 'dynamic'} shapes{note}",

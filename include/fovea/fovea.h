@@ -21,10 +21,13 @@
  * Sources: online softmax, Milakov & Gimelshein 2018 (alg. 3); tiling and LSE, Dao 2023, "FlashAttention-2" (alg. 1);
  * ALiBi, Press et al. 2022 (sec. 3); soft cap, Gemma 2 report 2024 (sec. 2); attention sinks, gpt-oss 2025.
  *
+ * A bias above 2.3e38 counts as +inf.
+ *
  * Threading: every function may be called from any number of threads at once; calls share nothing but the chosen
  * target and the default exec. No function throws, prints, aborts or keeps a pointer after it has returned
  * (fovea_set_default_exec excepted). Results have the same bits for any number of threads, any executor, any
- * batch composition and any strides.
+ * batch composition and any strides (k and v with head stride 0 are one kv head: the bits of num_kv_heads = 1).
+ * After fork, or loaded in a forked child, calls run on the calling thread: OpenMP's threads did not survive.
  *
  * Every struct begins with struct_size and has an init function that sets it and the defaults: call it first. Structs grow
  * only at their end; a field added later means "as before" when it is 0. Fields marked RESERVED are part of the layout but
@@ -141,7 +144,7 @@ typedef struct fovea_attention_params {
   int64_t num_kv_heads;
   int64_t q_len;
   int64_t kv_len;
-  int64_t head_dim;   /* columns of q and k */
+  int64_t head_dim;   /* columns of q and k; batch, num_kv_heads and the head dims are below 2^30 */
   int64_t v_head_dim; /* columns of v and out; 0 means head_dim */
 
   /* Inputs and outputs. Inputs may overlap one another. An output overlaps nothing, itself included (no stride 0 where its
@@ -224,16 +227,16 @@ enum {
 };
 
 /* Calls task(arg, i) once for each i in [0, n), on any threads, in any order, and returns when all have returned. Tasks
- * never wait for one another, so running them serially is legal. */
+ * never wait for one another, so running them serially is legal. It must not throw. */
 typedef void (*fovea_parallel_for)(void* ctx, int64_t n, void (*task)(void* arg, int64_t i), void* arg);
 
 typedef struct fovea_exec {
   uint64_t struct_size;
-  int32_t num_threads; /* 0 = all that OpenMP would use (for a caller's parallel_for: all CPUs); at most 65536 */
+  int32_t num_threads; /* 0 = all that OpenMP would use (for a caller's parallel_for: all CPUs); at most 1024 */
   uint32_t flags;      /* FOVEA_BATCH_INVARIANT or 0 */
   fovea_parallel_for parallel_for; /* NULL = OpenMP (or serial where built without, and in a forked child) */
   void* parallel_for_ctx;
-  void* workspace;        /* NULL = the library takes memory for the call and frees it. Any alignment */
+  void* workspace;        /* NULL = the library takes memory for the call and frees it. Any alignment; overlaps no tensor */
   size_t workspace_bytes; /* at least fovea_attention_workspace_size(); nothing is allocated then */
   char* error_text;       /* optional: the text of fovea_last_error() for this call, zero-terminated, cut to the capacity;
                              "" on success */
@@ -246,8 +249,9 @@ FOVEA_API fovea_status fovea_exec_init(fovea_exec* exec, size_t size); /* as fov
  * not; its workspace and error_text must be NULL, since calls from several threads would share them. */
 FOVEA_API fovea_status fovea_set_default_exec(const fovea_exec* exec);
 
-/* Bytes of workspace that fovea_attention_forward and fovea_attention_plan need for these shapes, threads and flags. It does
- * not read data. Monotone in every length and in batch, and does not grow with kv_len: ask once for the largest shapes. */
+/* Bytes of workspace that fovea_attention_forward and fovea_attention_plan need for these shapes, strides, dtypes, scores_stage, threads, flags
+ * and the chosen target. Reads length arrays, but no tensor's data. Monotone in every length and in batch, and does not grow
+ * with kv_len: ask once for the largest shapes. num_threads = 0 is resolved anew at each call: name a number to be sure. */
 FOVEA_API fovea_status fovea_attention_workspace_size(const fovea_attention_params* params, const fovea_exec* exec,
                                                       size_t* bytes);
 
@@ -260,8 +264,8 @@ FOVEA_API fovea_status fovea_attention_forward(const fovea_attention_params* par
 typedef struct fovea_plan fovea_plan;
 
 /* Checks params and writes a plan into mem (fovea_attention_workspace_size() bytes, any alignment). *plan points into mem. It
- * serves any params of the same shapes, strides, options and lengths with other data pointers, such as all layers of a
- * model; the target is fixed here. It holds the scratch of exec->num_threads workers: one run of it at a time. */
+ * serves any params of the same shapes, strides, options and lengths (contents of arrays included) with other data
+ * pointers, such as all layers of a model; the target is fixed here, exec->workspace is not used. It holds the scratch of exec->num_threads workers: one run of it at a time. */
 FOVEA_API fovea_status fovea_attention_plan(const fovea_attention_params* params, const fovea_exec* exec, void* mem,
                                             size_t bytes, const fovea_plan** plan);
 /* Phases run one after another; the tasks of a phase are independent. */
@@ -278,7 +282,7 @@ FOVEA_API fovea_status fovea_attention_run_tasks(const fovea_plan* plan, const f
 typedef struct fovea_attention_info {
   uint64_t struct_size;
   char target[32];          /* "AVX2" */
-  char kernels[160];        /* "prefill_f32_4x24 decode_f32 merge scores": kernels that would run, with tile keys x lanes */
+  char kernels[160];        /* "prefill_f32_4x24 decode_f32 merge_f32 scores_f32": those that would run; tile keys x lanes */
   char conversions[64];     /* "none", or the tensors that are converted block-wise */
   int32_t num_threads;
   int32_t phases;

@@ -6,7 +6,7 @@
 //     p = 2^(s - m), vectors along keys; the block's maximum moves m lazily (by more than 2^8)
 //     O[row] += p[row][key] V[key]           4 V rows at a time, in key order
 //
-// A long sequence is cut at fixed split points (plan.cc); a part gives O / l and (m, l), joined in order by merge.cc.
+// A long sequence is cut at fixed split points (plan.cc); a part gives O / l and (m, l), joined in order by run.cc.
 // Numerics: lib/NUMERICS.md. Source: Dao et al. 2023, "Flash-Decoding".
 
 #if defined(FOVEA_LIB_KERNELS_DECODE_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -286,18 +286,9 @@ HWY_NOINLINE void DecodeRows(const AttentionTask& t, const KernelScratch& s, con
   if (lo > hi) return;
   for (int32_t kb = lo / kDecodeKeys * kDecodeKeys; kb <= hi; kb += kDecodeKeys) {
     const int32_t begin = HWY_MAX(kb, lo), end = HWY_MIN(kb + kDecodeKeys, hi + 1);
-    Permits sum = {!(t.mask || t.bias), true};
-    if (t.mask || t.bias) {
-      for (size_t r = 0; r < n; ++r) {
-        const int64_t lane = t.lane_begin + static_cast<int64_t>(first_row + r);
-        const Permits p = ScanMask(t, MaskRow(t, lane / t.group, lane % t.group), BiasRow(t, lane / t.group, lane % t.group), begin,
-                                   end);
-        sum.any |= p.any;
-        sum.all &= p.all;
-      }
-    }
-    if (!sum.any) continue;
-    const bool use_bias = t.bias != nullptr || !sum.all;
+    const Permits permits = ScanLanes(t, t.lane_begin + static_cast<int64_t>(first_row), static_cast<int64_t>(n), begin, end);
+    if (!permits.any) continue;
+    const bool use_bias = t.bias != nullptr || !permits.all;
     const size_t first = static_cast<size_t>(begin - kb), keys = static_cast<size_t>(end - begin);
     LoadRows(t, s, kb, begin, end - 1);
     const float *const *k = s.rows + first, *const *v = s.rows + kBlockKeys + first;

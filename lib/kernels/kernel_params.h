@@ -1,8 +1,10 @@
-// What a kernel is handed: plain structs, no std types. This header is compiled for every target, so its one function is static: an inline
+// What a kernel is handed: plain structs, no std types. This header is compiled for every target, so its functions are static: an inline
 // one could be merged by the linker with a copy compiled for AVX-512.
 #ifndef FOVEA_LIB_KERNELS_KERNEL_PARAMS_H_
 #define FOVEA_LIB_KERNELS_KERNEL_PARAMS_H_
 
+#include <float.h>
+#include <math.h>
 #include <stdint.h>
 
 namespace fovea {
@@ -15,7 +17,7 @@ constexpr int32_t kDecodeMaxRows = 8;
 // Vectors of query lanes in the largest prefill register tile.
 constexpr int32_t kTileVecs = 3;
 // Tiles of one task at most.
-constexpr int32_t kMaxTiles = 8;
+constexpr int32_t kMaxTiles = 32;
 
 // Scores out, as fovea_scores_stage.
 enum ScoresStage : int32_t { kScoresNone, kScoresRaw, kScoresSoftCapped, kScoresBiased, kScoresProbabilities };
@@ -63,7 +65,6 @@ struct AttentionTask {
   int64_t scores_cols; // columns of a row of scores, >= kv_len
   int64_t window_left, window_right;  // -1 = open
   int64_t pos0;        // pos(i) = i + pos0
-  int32_t mask_right;  // mask aligned right: keys before column 0 are permitted
   int32_t causal;
   int32_t group, q_len, kv_len, head_dim, v_head_dim;
   int32_t lane_begin, lane_count;
@@ -88,6 +89,22 @@ static inline void RowRange(const AttentionTask& t, int64_t i, int32_t* lo, int3
   if (first > last) first = t.kv_begin, last = int64_t{t.kv_begin} - 1;
   *lo = static_cast<int32_t>(first);
   *hi = static_cast<int32_t>(last);
+}
+
+// Whether f32 rows this far apart fall on few L1 sets: a stride in bytes within a cache line of a multiple of 4 KB.
+static inline bool Aliases(int64_t stride_row) {
+  const int64_t r = (stride_row * static_cast<int64_t>(sizeof(float))) & 4095;
+  return stride_row != 0 && (r <= 64 || r >= 4032);
+}
+
+// LSE, natural, of a running maximum m in log2 units and a sum l. A row that saw no key but its sink gives the sink back exactly; where
+// every score is -FLT_MAX (log2 units end there), so is LSE.
+static inline float Lse(double m, double l, const float* sink) {
+  const double lowest = -static_cast<double>(FLT_MAX);
+  if (l == 0.0) return -HUGE_VALF;
+  if (sink && l == 1.0 && m == static_cast<double>(*sink * 1.44269504088896341f)) return *sink;
+  if (m <= lowest && m >= 1.01 * lowest && l > 0.0) return -FLT_MAX;
+  return static_cast<float>((m + log2(l)) * 0.693147180559945309417);
 }
 
 }  // namespace fovea

@@ -37,24 +37,10 @@ HWY_INLINE BlockWork FindBlockWork(const AttentionTask& t, const Tile& tile, int
   w.begin = HWY_MAX(kb, tile.any_lo);
   w.end = HWY_MIN(kb + kBlockKeys, tile.any_hi + 1);
   w.use_bias = false;
-  if (w.begin >= w.end || (!t.mask && !t.bias)) return w;
-  Permits sum = {false, true};
-  const uint8_t* last_mask = nullptr;
-  const float* last_bias = nullptr;
-  for (int32_t n = 0; n < tile.lanes; ++n) {
-    const int64_t i = (tile.first_lane + n) / t.group, h = (tile.first_lane + n) % t.group;
-    const uint8_t* mask_row = MaskRow(t, i, h);
-    const float* bias_row = BiasRow(t, i, h);
-    // Heads that share a mask, and key padding masks, are scanned once.
-    if (n > 0 && mask_row == last_mask && bias_row == last_bias) continue;
-    last_mask = mask_row;
-    last_bias = bias_row;
-    const Permits row = ScanMask(t, mask_row, bias_row, w.begin, w.end);
-    sum.any |= row.any;
-    sum.all &= row.all;
-  }
-  if (!sum.any) w.end = w.begin;
-  w.use_bias = t.bias != nullptr || !sum.all;
+  if (w.begin >= w.end) return w;
+  const Permits permits = ScanLanes(t, tile.first_lane, tile.lanes, w.begin, w.end);
+  if (!permits.any) w.end = w.begin;
+  w.use_bias = t.bias != nullptr || !permits.all;
   return w;
 }
 
@@ -275,23 +261,33 @@ HWY_INLINE void PrefillTiles(const AttentionTask& t, const KernelScratch& s) {
   }
 }
 
-// The task's query lanes, by as few vectors as hold them.
-HWY_NOINLINE void PrefillF32(const AttentionTask& t, const KernelScratch& s) {
+// Vectors of lanes in the tiles of a task: those that leave the fewest lanes empty, the most of these. A lane's bits do not depend on it.
+HWY_INLINE int32_t TileVecs(int32_t lanes) {
   const int32_t N = static_cast<int32_t>(hn::Lanes(DF()));
-  if (t.lane_count > 2 * N) {
-    PrefillTiles<3>(t, s);
-  } else if (t.lane_count > N) {
-    PrefillTiles<2>(t, s);
-  } else {
-    PrefillTiles<1>(t, s);
+  int32_t best = kTileVecs, least = INT32_MAX;
+  for (int32_t vecs = kTileVecs; vecs >= 1; --vecs) {
+    const int32_t L = vecs * N, padded = (lanes + L - 1) / L * L;
+    // Long tasks gain more from the larger tile than they lose by the last one's empty lanes.
+    if (padded < least && (lanes <= 4 * L || vecs == kTileVecs)) best = vecs, least = padded;
+  }
+  return best;
+}
+
+HWY_NOINLINE void PrefillF32(const AttentionTask& t, const KernelScratch& s) {
+  switch (TileVecs(t.lane_count)) {
+    case 3:
+      return PrefillTiles<3>(t, s);
+    case 2:
+      return PrefillTiles<2>(t, s);
+    default:
+      return PrefillTiles<1>(t, s);
   }
 }
 
 // (lane, key) pairs that the task computes once dead blocks are skipped, for describe(): reads mask and bias only. padded: count the empty
 // lanes of tiles too.
 HWY_NOINLINE int64_t LivePairs(const AttentionTask& t, const KernelScratch& s, bool padded) {
-  const int32_t N = static_cast<int32_t>(hn::Lanes(DF()));
-  const int32_t L = t.lane_count > 2 * N ? 3 * N : t.lane_count > N ? 2 * N : N;
+  const int32_t L = TileVecs(t.lane_count) * static_cast<int32_t>(hn::Lanes(DF()));
   Tile tiles[kMaxTiles] = {};
   const size_t num_tiles = SetUpTiles(t, s, static_cast<size_t>(L), tiles);
   int64_t pairs = 0;

@@ -140,12 +140,6 @@ HWY_INLINE void TransposeQ(const AttentionTask& t, const Tile& tile, size_t L, f
   }
 }
 
-// Whether rows this far apart fall on few L1 sets: a stride in bytes within a cache line of a multiple of 4 KB.
-HWY_INLINE bool Aliases(int64_t stride_row) {
-  const int64_t r = (stride_row * static_cast<int64_t>(sizeof(float))) & 4095;
-  return stride_row != 0 && (r <= 64 || r >= 4032);
-}
-
 HWY_INLINE void LoadSide(const float* base, int64_t stride, int32_t kb, int32_t lo, int32_t hi, const float** rows, float* copy,
                          size_t dim) {
   if (copy) {

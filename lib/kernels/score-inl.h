@@ -100,6 +100,26 @@ HWY_INLINE Permits ScanMask(const AttentionTask& t, const uint8_t* mask_row, con
   return r;
 }
 
+// The same over n neighbouring lanes from first_lane: whether any key is permitted to any, all to all. Heads that share a mask, and key padding
+// masks, are scanned once.
+HWY_INLINE Permits ScanLanes(const AttentionTask& t, int64_t first_lane, int64_t n, int64_t begin, int64_t end) {
+  if (!t.mask && !t.bias) return {true, true};
+  Permits sum = {false, true};
+  const uint8_t* last_mask = nullptr;
+  const float* last_bias = nullptr;
+  for (int64_t lane = first_lane; lane < first_lane + n; ++lane) {
+    const uint8_t* mask_row = MaskRow(t, lane / t.group, lane % t.group);
+    const float* bias_row = BiasRow(t, lane / t.group, lane % t.group);
+    if (lane > first_lane && mask_row == last_mask && bias_row == last_bias) continue;
+    last_mask = mask_row;
+    last_bias = bias_row;
+    const Permits row = ScanMask(t, mask_row, bias_row, begin, end);
+    sum.any |= row.any;
+    sum.all &= row.all;
+  }
+  return sum;
+}
+
 // Mask and bias of one row for the keys [begin, end) as one float per key, dst[(j - begin) * stride]: the bias (0 without one), -inf where
 // forbidden.
 HWY_INLINE void LoadBias(const AttentionTask& t, const uint8_t* mask_row, const float* bias_row, int64_t begin, int64_t end,
@@ -135,14 +155,6 @@ HWY_INLINE void StartRow(const AttentionTask& t, int64_t head, const MaxRule& ru
   *l = rule.offset > 0 ? 0x1p-31f : 1.0f;
 }
 
-// LSE of (m, l), natural. A row that saw no key but its sink gives the sink back exactly.
-HWY_INLINE float RowLse(const AttentionTask& t, int64_t head, float m, float l) {
-  if (l == 0.0f) return kMinusInf;
-  if (m == -FLT_MAX && l > 0.0f) return -FLT_MAX;  // every score is (l may be NaN)
-  if (t.sinks && l == 1.0f && m == t.sinks[head] * kLog2E) return t.sinks[head];
-  return static_cast<float>((static_cast<double>(m) + log2(static_cast<double>(l))) * 0.693147180559945309417);
-}
-
 // LSE, (m, l) of lane n where wanted.
 HWY_INLINE void WriteRowStats(const AttentionTask& t, int64_t n, float m, float l) {
   const int64_t i = n / t.group, h = n % t.group;
@@ -151,7 +163,7 @@ HWY_INLINE void WriteRowStats(const AttentionTask& t, int64_t n, float m, float 
     t.part_ml[(n - t.lane_begin) * 2 + 1] = l;
     return;
   }
-  if (t.lse) t.lse[h * t.lse_stride_head + i * t.lse_stride_row] = RowLse(t, h, m, l);
+  if (t.lse) t.lse[h * t.lse_stride_head + i * t.lse_stride_row] = Lse(static_cast<double>(m), static_cast<double>(l), t.sinks ? t.sinks + h : nullptr);
   if (t.stats) {
     t.stats[h * t.stats_stride_head + i * 2] = m;
     t.stats[h * t.stats_stride_head + i * 2 + 1] = l;

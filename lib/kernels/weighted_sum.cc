@@ -18,12 +18,12 @@ HWY_NOINLINE void WeightedSumF32(const float* const* rows, const float* weights,
   for (; c + N <= dim; c += N) {
     auto sum = hn::Zero(d);
     for (int64_t p = 0; p < n; ++p) sum = hn::MulAdd(hn::LoadU(d, rows[p] + c), hn::Set(d, weights[p]), sum);
-    hn::StoreU(sum, d, out + c);
+    hn::StoreU(hn::Add(sum, hn::Zero(d)), d, out + c);  // no -0
   }
   for (; c < dim; ++c) {
     auto sum = hn::Zero(d1);
     for (int64_t p = 0; p < n; ++p) sum = hn::MulAdd(hn::LoadU(d1, rows[p] + c), hn::Set(d1, weights[p]), sum);
-    hn::StoreU(sum, d1, out + c);
+    hn::StoreU(hn::Add(sum, hn::Zero(d1)), d1, out + c);
   }
 }
 
