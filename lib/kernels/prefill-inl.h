@@ -206,13 +206,33 @@ HWY_NOINLINE void PvSelect(const float* const* v, size_t v_head_dim, size_t n, c
   }
 }
 
-// All blocks of the task for the given tiles. redo: one tile, with select.
+HWY_INLINE void QkSoftmaxBlock(const AttentionTask& t, const KernelScratch& s, const Tile& tile, const ScoreRule& score,
+                               const BlockWork& w, int32_t kb, MaxRule rule, bool redo) {
+  if (tile.vecs == 3) return QkSoftmaxBlock<3>(t, s, tile, score, w, kb, rule, redo);
+  if (tile.vecs == 2) return QkSoftmaxBlock<2>(t, s, tile, score, w, kb, rule, redo);
+  QkSoftmaxBlock<1>(t, s, tile, score, w, kb, rule, redo);
+}
+
 template <int NV>
+HWY_INLINE void PvBlock(const AttentionTask& t, const KernelScratch& s, const Tile& tile, const BlockWork& w, int32_t kb, bool redo) {
+  const size_t L = NV * hn::Lanes(DF()), v_head_dim = static_cast<size_t>(t.v_head_dim);
+  const size_t first = static_cast<size_t>(w.begin - kb), keys = static_cast<size_t>(w.end - w.begin);
+  const float* const* v = s.rows + kBlockKeys + first;
+  const float* p = tile.p + first * L;
+  if (redo) return PvSelect<NV>(v, v_head_dim, keys, p, s.allow + first * L, tile.ot);
+  PvTile<NV>(v, v_head_dim, keys, p, tile.ot);
+}
+HWY_INLINE void PvBlock(const AttentionTask& t, const KernelScratch& s, const Tile& tile, const BlockWork& w, int32_t kb, bool redo) {
+  if (tile.vecs == 3) return PvBlock<3>(t, s, tile, w, kb, redo);
+  if (tile.vecs == 2) return PvBlock<2>(t, s, tile, w, kb, redo);
+  PvBlock<1>(t, s, tile, w, kb, redo);
+}
+
+// All blocks of the task for the given tiles. redo: one tile, with select.
 HWY_NOINLINE void RunBlocks(const AttentionTask& t, const KernelScratch& s, const Tile* tiles, size_t num_tiles, MaxRule rule,
                             bool redo) {
-  const size_t L = NV * hn::Lanes(DF());
   const ScoreRule score = MakeScoreRule(t, kLog2E);
-  for (size_t n = 0; n < num_tiles; ++n) StartTile(t, tiles[n], L, rule);
+  for (size_t n = 0; n < num_tiles; ++n) StartTile(t, tiles[n], rule);
   int32_t lo, hi;
   KeyUnion(tiles, num_tiles, &lo, &hi);
   if (lo > hi) return;
@@ -226,75 +246,42 @@ HWY_NOINLINE void RunBlocks(const AttentionTask& t, const KernelScratch& s, cons
     if (!any) continue;
     LoadRows(t, s, kb, HWY_MAX(kb, lo), HWY_MIN(kb + kBlockKeys - 1, hi));
     for (size_t n = 0; n < num_tiles; ++n) {
-      if (work[n].begin < work[n].end) QkSoftmaxBlock<NV>(t, s, tiles[n], score, work[n], kb, rule, redo);
+      if (work[n].begin < work[n].end) QkSoftmaxBlock(t, s, tiles[n], score, work[n], kb, rule, redo);
     }
     for (size_t n = 0; n < num_tiles; ++n) {
-      const size_t first = static_cast<size_t>(work[n].begin - kb), keys = static_cast<size_t>(work[n].end - work[n].begin);
-      if (work[n].begin >= work[n].end) continue;
-      const float* const* v = s.rows + kBlockKeys + first;
-      const float* p = tiles[n].p + first * L;
-      if (redo) {
-        PvSelect<NV>(v, static_cast<size_t>(t.v_head_dim), keys, p, s.allow + first * L, tiles[n].ot);
-      } else {
-        PvTile<NV>(v, static_cast<size_t>(t.v_head_dim), keys, p, tiles[n].ot);
-      }
+      if (work[n].begin < work[n].end) PvBlock(t, s, tiles[n], work[n], kb, redo);
     }
   }
-}
-
-template <int NV>
-HWY_INLINE void PrefillTiles(const AttentionTask& t, const KernelScratch& s) {
-  Tile tiles[kMaxTiles] = {};
-  const size_t L = NV * hn::Lanes(DF());
-  const size_t num_tiles = SetUpTiles(t, s, L, tiles);
-  const ScoreRule score = MakeScoreRule(t, kLog2E);
-  for (size_t n = 0; n < num_tiles; ++n) TransposeQ(t, tiles[n], L, score.q_factor);
-  RunBlocks<NV>(t, s, tiles, num_tiles, kLazyMax, false);
-  for (size_t n = 0; n < num_tiles; ++n) {
-    if (!WriteTile(t, tiles[n], L, kAllLanes)) continue;
-    // Some lane's O is not finite: NaN or Inf in a value it may not attend to, or in one it may, or overflow of P V. The first is cured by
-    // select, the last by a smaller P; each lane's bits depend on its own keys only.
-    RunBlocks<NV>(t, s, &tiles[n], 1, kLazyMax, true);
-    if (!WriteTile(t, tiles[n], L, kPoisonedLanes)) continue;
-    RunBlocks<NV>(t, s, &tiles[n], 1, kOverflowSafeMax, true);
-    WriteTile(t, tiles[n], L, kPoisonedLanes);
-  }
-}
-
-// Vectors of lanes in the tiles of a task: those that leave the fewest lanes empty, the most of these. A lane's bits do not depend on it.
-HWY_INLINE int32_t TileVecs(int32_t lanes) {
-  const int32_t N = static_cast<int32_t>(hn::Lanes(DF()));
-  int32_t best = kTileVecs, least = INT32_MAX;
-  for (int32_t vecs = kTileVecs; vecs >= 1; --vecs) {
-    const int32_t L = vecs * N, padded = (lanes + L - 1) / L * L;
-    // Long tasks gain more from the larger tile than they lose by the last one's empty lanes.
-    if (padded < least && (lanes <= 4 * L || vecs == kTileVecs)) best = vecs, least = padded;
-  }
-  return best;
 }
 
 HWY_NOINLINE void PrefillF32(const AttentionTask& t, const KernelScratch& s) {
-  switch (TileVecs(t.lane_count)) {
-    case 3:
-      return PrefillTiles<3>(t, s);
-    case 2:
-      return PrefillTiles<2>(t, s);
-    default:
-      return PrefillTiles<1>(t, s);
+  Tile tiles[kMaxTiles] = {};
+  const size_t num_tiles = SetUpTiles(t, s, tiles);
+  const ScoreRule score = MakeScoreRule(t, kLog2E);
+  for (size_t n = 0; n < num_tiles; ++n) TransposeQ(t, tiles[n], score.q_factor);
+  RunBlocks(t, s, tiles, num_tiles, kLazyMax, false);
+  for (size_t n = 0; n < num_tiles; ++n) {
+    if (!WriteTile(t, tiles[n], kAllLanes)) continue;
+    // Some lane's O is not finite: NaN or Inf in a value it may not attend to, or in one it may, or overflow of P V. The first is cured by
+    // select, the last by a smaller P; each lane's bits depend on its own keys only.
+    RunBlocks(t, s, &tiles[n], 1, kLazyMax, true);
+    if (!WriteTile(t, tiles[n], kPoisonedLanes)) continue;
+    RunBlocks(t, s, &tiles[n], 1, kOverflowSafeMax, true);
+    WriteTile(t, tiles[n], kPoisonedLanes);
   }
 }
 
 // (lane, key) pairs that the task computes once dead blocks are skipped, for describe(): reads mask and bias only. padded: count the empty
 // lanes of tiles too.
 HWY_NOINLINE int64_t LivePairs(const AttentionTask& t, const KernelScratch& s, bool padded) {
-  const int32_t L = TileVecs(t.lane_count) * static_cast<int32_t>(hn::Lanes(DF()));
   Tile tiles[kMaxTiles] = {};
-  const size_t num_tiles = SetUpTiles(t, s, static_cast<size_t>(L), tiles);
+  const size_t num_tiles = SetUpTiles(t, s, tiles);
   int64_t pairs = 0;
   for (size_t n = 0; n < num_tiles; ++n) {
+    const int64_t lanes = padded ? static_cast<int64_t>(TileLanes(tiles[n])) : tiles[n].lanes;
     for (int32_t kb = tiles[n].any_lo / kBlockKeys * kBlockKeys; kb <= tiles[n].any_hi; kb += kBlockKeys) {
       const BlockWork w = FindBlockWork(t, tiles[n], kb);
-      if (w.begin < w.end) pairs += int64_t{padded ? L : tiles[n].lanes} * (w.end - w.begin);
+      if (w.begin < w.end) pairs += lanes * (w.end - w.begin);
     }
   }
   return pairs;

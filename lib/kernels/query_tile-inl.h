@@ -22,12 +22,16 @@ struct Tile {
   float *qt, *ot, *p, *m, *l, *slope, *mx, *poison;
   int32_t *lo, *hi, *pos;
   int32_t first_lane, lanes;
+  int32_t vecs;  // L / N: kTileVecs, fewer in a task's last tile
   int32_t any_lo, any_hi;  // union of the lanes' ranges of keys; empty if any_lo > any_hi
   int32_t all_lo, all_hi;  // intersection
 };
 
-HWY_INLINE size_t SetUpTiles(const AttentionTask& t, const KernelScratch& s, size_t L, Tile* tiles) {
+HWY_INLINE size_t TileLanes(const Tile& tile) { return static_cast<size_t>(tile.vecs) * hn::Lanes(DF()); }
+
+HWY_INLINE size_t SetUpTiles(const AttentionTask& t, const KernelScratch& s, Tile* tiles) {
   const size_t head_dim = static_cast<size_t>(t.head_dim), v_head_dim = static_cast<size_t>(t.v_head_dim);
+  const size_t N = hn::Lanes(DF()), L = kTileVecs * N;
   size_t n = 0;
   for (int32_t first = 0; first < t.lane_count; first += static_cast<int32_t>(L), ++n) {
     Tile& tile = tiles[n];
@@ -44,9 +48,10 @@ HWY_INLINE size_t SetUpTiles(const AttentionTask& t, const KernelScratch& s, siz
     tile.pos = tile.hi + L;
     tile.first_lane = t.lane_begin + first;
     tile.lanes = HWY_MIN(t.lane_count - first, static_cast<int32_t>(L));
+    tile.vecs = static_cast<int32_t>((static_cast<size_t>(tile.lanes) + N - 1) / N);
     tile.any_lo = tile.all_hi = INT32_MAX;
     tile.any_hi = tile.all_lo = -1;
-    for (int32_t lane = 0; lane < static_cast<int32_t>(L); ++lane) {
+    for (int32_t lane = 0; lane < static_cast<int32_t>(TileLanes(tile)); ++lane) {
       int32_t lo = 0, hi = -1, pos = 0;
       float slope = 0.0f;
       if (lane < tile.lanes) {
@@ -80,7 +85,8 @@ HWY_INLINE void KeyUnion(const Tile* tiles, size_t num_tiles, int32_t* lo, int32
 }
 
 // O = +0, and m and l before the first key.
-HWY_INLINE void StartTile(const AttentionTask& t, const Tile& tile, size_t L, MaxRule rule) {
+HWY_INLINE void StartTile(const AttentionTask& t, const Tile& tile, MaxRule rule) {
+  const size_t L = TileLanes(tile);
   memset(tile.ot, 0, static_cast<size_t>(t.v_head_dim) * L * sizeof(float));
   for (int32_t lane = 0; lane < static_cast<int32_t>(L); ++lane) {
     StartRow(t, lane < tile.lanes ? (tile.first_lane + lane) % t.group : 0, rule, tile.m + lane, tile.l + lane);
@@ -102,7 +108,8 @@ HWY_INLINE void Transpose4x4(V& r0, V& r1, V& r2, V& r3) {
 #endif
 
 // Q^T[k][lane] = Q[lane][k] * factor, zeros in lanes past the last query.
-HWY_INLINE void TransposeQ(const AttentionTask& t, const Tile& tile, size_t L, float factor) {
+HWY_INLINE void TransposeQ(const AttentionTask& t, const Tile& tile, float factor) {
+  const size_t L = TileLanes(tile);
   const size_t dim = static_cast<size_t>(t.head_dim);
   const auto row = [&](int32_t lane) HWY_ATTR {
     const int64_t n = tile.first_lane + lane;
@@ -232,9 +239,9 @@ enum WhichLanes { kAllLanes, kPoisonedLanes };
 
 // O / l to the lanes' rows, and with kAllLanes LSE and (m, l) as well. Returns whether O is not finite in a written lane, and notes those
 // lanes as poisoned; kPoisonedLanes writes only the lanes noted by the call before.
-HWY_INLINE bool WriteTile(const AttentionTask& t, const Tile& tile, size_t L, WhichLanes which) {
+HWY_INLINE bool WriteTile(const AttentionTask& t, const Tile& tile, WhichLanes which) {
   const DF d;
-  const size_t dim = static_cast<size_t>(t.v_head_dim), N = hn::Lanes(d);
+  const size_t L = TileLanes(tile), dim = static_cast<size_t>(t.v_head_dim), N = hn::Lanes(d);
   float* const inv = tile.mx;  // 1 / l; lanes that saw no key give 0
   float* const write = tile.p;
   bool poisoned = false;

@@ -29,7 +29,7 @@ HWY_INLINE void ScoresTile(const AttentionTask& t, const KernelScratch& s, Tile&
     for (size_t lane = 0; lane < L; ++lane) tile.lo[lane] = 0, tile.hi[lane] = t.kv_len - 1;
     tile.any_lo = 0, tile.any_hi = t.kv_len - 1;
   }
-  TransposeQ(t, tile, L, score.q_factor);
+  TransposeQ(t, tile, score.q_factor);
   const float empty = probabilities ? 0.0f : kMinusInf;
   const auto row_of = [&](int32_t lane) HWY_ATTR {
     const int64_t n = tile.first_lane + lane;
@@ -78,18 +78,22 @@ HWY_INLINE void ScoresTile(const AttentionTask& t, const KernelScratch& s, Tile&
 HWY_NOINLINE void ScoresF32(const AttentionTask& t, const KernelScratch& s) {
   if (t.scores_cols == 0) return;
   Tile tiles[kMaxTiles] = {};
-  constexpr int NV = kTileVecs;
-  const size_t L = NV * hn::Lanes(DF());
-  const size_t num_tiles = SetUpTiles(t, s, L, tiles);
+  const size_t num_tiles = SetUpTiles(t, s, tiles);
   for (size_t n = 0; n < num_tiles; ++n) {
     Tile& tile = tiles[n];
-    for (int32_t lane = 0; lane < static_cast<int32_t>(L); ++lane) {
+    for (int32_t lane = 0; lane < static_cast<int32_t>(TileLanes(tile)); ++lane) {
       const int64_t q = tile.first_lane + lane, h = q % t.group, i = q / t.group;
       const bool have = t.stats && lane < tile.lanes;
       tile.m[lane] = have ? t.stats[h * t.stats_stride_head + i * 2] : 0.0f;
       tile.l[lane] = have ? t.stats[h * t.stats_stride_head + i * 2 + 1] : 1.0f;
     }
-    ScoresTile<NV>(t, s, tile);
+    if (tile.vecs == 3) {
+      ScoresTile<3>(t, s, tile);
+    } else if (tile.vecs == 2) {
+      ScoresTile<2>(t, s, tile);
+    } else {
+      ScoresTile<1>(t, s, tile);
+    }
   }
 }
 
