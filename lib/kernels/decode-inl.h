@@ -53,9 +53,9 @@ HWY_INLINE hn::Vec<DF> LoadTail(const float* p, size_t n) {
 
 #if HWY_TARGET != HWY_SCALAR && !HWY_HAVE_SCALABLE
 // Sum of a vector's 128-bit blocks.
-HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> SumOfBlocks(hn::FixedTag<float, 4>, hn::Vec<hn::FixedTag<float, 4>> v) { return v; }
+HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> SumOfBlocks(hn::FixedTag<float, 4> /*d*/, hn::Vec<hn::FixedTag<float, 4>> v) { return v; }
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> SumOfBlocks(D d, V v) {
+HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> SumOfBlocks(D /*d*/, V v) {
   const hn::Half<D> half;
   return SumOfBlocks(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
 }

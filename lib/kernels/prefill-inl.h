@@ -141,8 +141,19 @@ HWY_NOINLINE void QkSoftmaxGroup(const Tile& tile, const float* const* HWY_RESTR
     StoreGroup<NV>(p, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
     return SoftmaxGroup<NV>(tile, v_head_dim, p, p_begin, rule);
   }
+  // 24 accumulators and the constants of exp2 are more than 32 registers: the third column waits in memory, or g++ spills in the k loop.
+  constexpr bool kPark = NV > 2 && kTileKeys == 8 && HWY_COMPILER_GCC_ACTUAL;
+  const auto third = [&](V& c, size_t r) HWY_ATTR {
+    if constexpr (kPark) hn::Store(c, d, p + r * L + 2 * N);
+  };
+  third(c0, 0), third(c1, 1), third(c2, 2), third(c3, 3), third(c4, 4), third(c5, 5), third(c6, 6), third(c7, 7);
   ExpColumn(a0, a1, a2, a3, a4, a5, a6, a7, hn::Load(d, tile.m), p, L, tile.l);
   if constexpr (NV > 1) ExpColumn(b0, b1, b2, b3, b4, b5, b6, b7, hn::Load(d, tile.m + N), p + N, L, tile.l + N);
+  if constexpr (kPark) asm volatile("" ::: "memory");  // or it would stay in registers as well
+  const auto back = [&](V& c, size_t r) HWY_ATTR {
+    if constexpr (kPark) c = hn::Load(d, p + r * L + 2 * N);
+  };
+  back(c0, 0), back(c1, 1), back(c2, 2), back(c3, 3), back(c4, 4), back(c5, 5), back(c6, 6), back(c7, 7);
   if constexpr (NV > 2) ExpColumn(c0, c1, c2, c3, c4, c5, c6, c7, hn::Load(d, tile.m + 2 * N), p + 2 * N, L, tile.l + 2 * N);
 }
 
