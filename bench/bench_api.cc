@@ -49,7 +49,7 @@ class Tiny {
   void OwnWorkspace() { exec_.workspace = nullptr, exec_.workspace_bytes = 0; }
   void Forward() { Check(fovea_attention_forward(&p_, &exec_)); }
   void Validate() {
-    Check(fovea::CheckExec(&exec_, exec_, &checked_exec_));
+    Check(fovea::CheckExec(&exec_, &checked_exec_));
     Check(fovea::CheckParams(&p_, fovea::CheckData::kYes, &checked_));
   }
   void Dispatch() { chosen_ = fovea::ChosenTarget(); }
