@@ -284,6 +284,9 @@ HWY_NOINLINE void DecodeRows(const AttentionTask& t, const KernelScratch& s, con
     hi = HWY_MAX(hi, rows[r].hi);
   }
   if (lo > hi) return;
+  // The first block's K, which no pass before it has brought.
+  PrefetchRows({t.k + lo * t.k_stride_row, t.k_stride_row, static_cast<size_t>(HWY_MIN(hi + 1 - lo, kDecodeKeys)), dim}, 0,
+               static_cast<size_t>(kDecodeKeys));
   for (int32_t kb = lo / kDecodeKeys * kDecodeKeys; kb <= hi; kb += kDecodeKeys) {
     const int32_t begin = HWY_MAX(kb, lo), end = HWY_MIN(kb + kDecodeKeys, hi + 1);
     const Permits permits = ScanLanes(t, t.lane_begin + static_cast<int64_t>(first_row), static_cast<int64_t>(n), begin, end);
