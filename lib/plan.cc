@@ -71,13 +71,13 @@ int32_t MaxTiles(const fovea_attention_params& p, int64_t tile_lanes) {
 
 KernelScratch CarveScratch(const fovea_attention_params& p, int32_t vector_lanes, Carver* c) {
   const int64_t N = vector_lanes, L = N * kTileVecs, T = MaxTiles(p, L);
-  const int64_t lanes = std::max<int64_t>(T * L, kDecodeMaxRows);
+  const int64_t lanes = std::max<int64_t>(T * L, 2 * kDecodeMaxRows);
   KernelScratch s;
   s.qt = c->Take<float>(lanes * RoundUp(p.head_dim, N));
   s.ot = c->Take<float>(lanes * RoundUp(p.v_head_dim, N));
   s.p = c->Take<float>(lanes * kBlockKeys);
   s.m = c->Take<float>(lanes);
-  s.l = c->Take<float>(lanes);
+  s.l = c->Take<float>(2 * lanes);
   s.bias = c->Take<float>(std::max<int64_t>(L, kDecodeMaxRows) * kBlockKeys);
   s.allow = c->Take<float>(L * kBlockKeys);
   s.lane_f = c->Take<float>(3 * lanes);

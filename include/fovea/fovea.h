@@ -4,8 +4,7 @@
  *
  *   S[i][j]  = scale * dot(Q[i], K[j])                                   scale defaults to 1/sqrt(head_dim)   (RAW)
  *   S[i][j]  = cap * tanh(S[i][j] / cap)                                 if logits_soft_cap > 0       (SOFT_CAPPED)
- *   S[i][j] += bias[i][j] - alibi_slopes[h] * |j - pos(i)|               a finite bias keeps S finite: below
- *                                                                        -2.3e38 S is -FLT_MAX
+ *   S[i][j] += bias[i][j] - alibi_slopes[h] * |j - pos(i)|               S below -2.3e38 is -FLT_MAX
  *   S[i][j]  = -inf   where the mask, a bias of -inf, causality, the window or a length forbids j          (BIASED)
  *   P[i][j]  = exp(S[i][j] - LSE[i])                                                                (PROBABILITIES)
  *   O[i]     = sum_j P[i][j] V[j]
@@ -21,10 +20,11 @@
  * Sources: online softmax, Milakov & Gimelshein 2018 (alg. 3); tiling and LSE, Dao 2023, "FlashAttention-2" (alg. 1);
  * ALiBi, Press et al. 2022 (sec. 3); soft cap, Gemma 2 report 2024 (sec. 2); attention sinks, gpt-oss 2025.
  *
- * A bias above 2.3e38 counts as +inf.
+ * A bias above 2.3e38 counts as +inf; a sink of +inf gives O = 0, LSE = +inf; a soft cap above 1e30 is none.
  *
  * Threading: every function may be called from any number of threads at once; calls share nothing but the chosen
- * target and the default exec. No function throws, prints, aborts or keeps a pointer after it has returned
+ * target and the default exec. No function throws, prints, aborts (an OpenMP runtime may, where the system gives it no
+ * threads: name a sensible num_threads) or keeps a pointer after it has returned
  * (fovea_set_default_exec excepted). Results have the same bits for any number of threads, any executor, any
  * batch composition and any strides (k and v with head stride 0 are one kv head: the bits of num_kv_heads = 1).
  * After fork, or loaded in a forked child, calls run on the calling thread: OpenMP's threads did not survive.
@@ -176,7 +176,7 @@ typedef struct fovea_attention_params {
    * mask_offsets[b] + i of batch entry b. NULL = 0. With packed queries and stride_batch = 0, pass cu_seqlens_q. Not negative. */
   const int32_t* mask_offsets;
 
-  const float* alibi_slopes;   /* optional [batch][num_q_heads], finite values */
+  const float* alibi_slopes;   /* optional [batch][num_q_heads], at most 1e38 in size */
   int64_t alibi_stride_batch;  /* elements between batch entries; 0 shares one row of slopes */
   const float* sinks;          /* optional [num_q_heads]: a logit that takes part in the softmax and has no value */
 

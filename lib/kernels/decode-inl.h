@@ -220,10 +220,19 @@ HWY_NOINLINE void PvBlock(const float* const* v, const float* p, size_t dim, siz
 
 // A row of the task in scratch.
 struct DecodeRow {
-  float *q, *o, *p, *bias;
+  float *q, *o, *block_o, *p, *bias;  // block_o: O of this block's keys alone, added to o once, as in PvRows
   float m, l, slope;
   int32_t lo, hi, pos;
 };
+
+// o += block_o, which is left 0.
+HWY_INLINE void AddBlock(const DecodeRow& row, size_t pitch) {
+  const DF d;
+  for (size_t c = 0; c < pitch; c += hn::Lanes(d)) {
+    hn::Store(hn::Add(hn::Load(d, row.o + c), hn::Load(d, row.block_o + c)), d, row.o + c);
+    hn::Store(hn::Zero(d), d, row.block_o + c);
+  }
+}
 
 HWY_INLINE bool RowIsFinite(const float* o, size_t pitch) {
   const DF d;
@@ -254,10 +263,9 @@ HWY_NOINLINE void DecodeSoftmax(DecodeRow& row, const ScoreRule& score, int32_t 
   }
   const float top = hn::GetLane(hn::MaxOfLanes(d, mx));
   if (top > row.m + rule.threshold) {
-    const float to = top + rule.offset;
-    const V alpha = Exp2(d, hn::Set(d, row.m - to));
+    const V alpha = Exp2(d, hn::Set(d, row.m - top));
     row.l *= hn::GetLane(alpha);
-    row.m = to;
+    row.m = top;
     for (size_t c = 0; c < pitch; c += N) hn::Store(hn::Mul(hn::Load(d, row.o + c), alpha), d, row.o + c);
   }
   V sum = hn::Zero(d);
@@ -277,8 +285,9 @@ HWY_NOINLINE void DecodeRows(const AttentionTask& t, const KernelScratch& s, con
   const size_t q_pitch = PadToVector(dim), o_pitch = PadToVector(v_dim);
   int32_t lo = INT32_MAX, hi = -1;
   for (size_t r = 0; r < n; ++r) {
-    StartRow(t, (t.lane_begin + static_cast<int64_t>(first_row + r)) % t.group, rule, &rows[r].m, &rows[r].l);
+    StartRow(t, (t.lane_begin + static_cast<int64_t>(first_row + r)) % t.group, &rows[r].m, &rows[r].l);
     memset(rows[r].o, 0, o_pitch * sizeof(float));
+    memset(rows[r].block_o, 0, o_pitch * sizeof(float));
     if (rows[r].lo > rows[r].hi) continue;
     lo = HWY_MIN(lo, rows[r].lo);
     hi = HWY_MAX(hi, rows[r].hi);
@@ -316,25 +325,27 @@ HWY_NOINLINE void DecodeRows(const AttentionTask& t, const KernelScratch& s, con
         const int32_t key = begin + static_cast<int32_t>(j);
         const bool permitted =
             key >= rows[0].lo && key <= rows[0].hi && !(use_bias && rows[0].bias[first + j] == kMinusInf);
-        if (permitted) Pv1(v[j], rows[0].p[first + j], v_dim, rows[0].o);
+        if (permitted) Pv1(v[j], rows[0].p[first + j] * rule.weight, v_dim, rows[0].block_o);
       }
+      AddBlock(rows[0], o_pitch);
       continue;
     }
     r = 0;
     if constexpr (kPvRows == 4) {
-      for (; r + 4 <= n; r += 4) PvBlock<4>(v, rows[r].p + first, v_dim, keys, rows[r].o, o_pitch, r == 0 ? next_k : nothing);
+      for (; r + 4 <= n; r += 4) PvBlock<4>(v, rows[r].p + first, v_dim, keys, rows[r].block_o, o_pitch, r == 0 ? next_k : nothing);
     }
-    for (; r + 2 <= n; r += 2) PvBlock<2>(v, rows[r].p + first, v_dim, keys, rows[r].o, o_pitch, r == 0 ? next_k : nothing);
-    for (; r < n; ++r) PvBlock<1>(v, rows[r].p + first, v_dim, keys, rows[r].o, o_pitch, r == 0 ? next_k : nothing);
+    for (; r + 2 <= n; r += 2) PvBlock<2>(v, rows[r].p + first, v_dim, keys, rows[r].block_o, o_pitch, r == 0 ? next_k : nothing);
+    for (; r < n; ++r) PvBlock<1>(v, rows[r].p + first, v_dim, keys, rows[r].block_o, o_pitch, r == 0 ? next_k : nothing);
+    for (r = 0; r < n; ++r) AddBlock(rows[r], o_pitch);
   }
 }
 
 // O / l to the row's place.
-HWY_INLINE void WriteDecodeRow(const AttentionTask& t, const DecodeRow& row, size_t r) {
+HWY_INLINE void WriteDecodeRow(const AttentionTask& t, const DecodeRow& row, size_t r, float weight) {
   const int64_t lane = t.lane_begin + static_cast<int64_t>(r);
   float* out = t.part_out ? t.part_out + static_cast<int64_t>(r) * t.v_head_dim
                           : t.out + (lane % t.group) * t.out_stride_head + (lane / t.group) * t.out_stride_row;
-  const float inv = row.l == 0.0f ? 0.0f : 1.0f / row.l;
+  const float inv = row.l == 0.0f ? 0.0f : 1.0f / weight / row.l;
   for (int32_t c = 0; c < t.v_head_dim; ++c) out[c] = row.o[c] * inv + 0.0f;
 }
 
@@ -348,6 +359,7 @@ HWY_NOINLINE void DecodeF32(const AttentionTask& t, const KernelScratch& s) {
     DecodeRow& row = rows[r];
     row.q = s.qt + r * q_pitch;
     row.o = s.ot + r * o_pitch;
+    row.block_o = s.ot + (n + r) * o_pitch;
     row.p = s.p + r * kBlockKeys;
     row.bias = s.bias + r * kBlockKeys;
     row.slope = t.slopes ? t.slopes[h] : 0.0f;
@@ -359,14 +371,18 @@ HWY_NOINLINE void DecodeF32(const AttentionTask& t, const KernelScratch& s) {
   DecodeRows(t, s, score, rows, n, 0, kLazyMax, false);
   for (size_t r = 0; r < n; ++r) {
     WriteRowStats(t, t.lane_begin + static_cast<int64_t>(r), rows[r].m, rows[r].l);
-    WriteDecodeRow(t, rows[r], r);
+    WriteDecodeRow(t, rows[r], r, kLazyMax.weight);
   }
-  // As in PrefillTiles: first without the values that the row may not attend to, then with P small enough for any sum.
+  // As in PrefillF32: first without the values that the row may not attend to, then with P small enough for any sum.
   for (size_t r = 0; r < n; ++r) {
     if (RowIsFinite(rows[r].o, o_pitch)) continue;
-    DecodeRows(t, s, score, &rows[r], 1, r, kLazyMax, true);
-    if (!RowIsFinite(rows[r].o, o_pitch)) DecodeRows(t, s, score, &rows[r], 1, r, kOverflowSafeMax, true);
-    WriteDecodeRow(t, rows[r], r);
+    MaxRule rule = kLazyMax;
+    DecodeRows(t, s, score, &rows[r], 1, r, rule, true);
+    if (!RowIsFinite(rows[r].o, o_pitch)) {
+      rule = kOverflowSafeMax;
+      DecodeRows(t, s, score, &rows[r], 1, r, rule, true);
+    }
+    WriteDecodeRow(t, rows[r], r, rule.weight);
   }
 }
 

@@ -28,7 +28,7 @@ struct KernelScratch {
   float* ot;          // [tile][v_head_dim][lanes]   prefill: O^T.            decode: [row][v_head_dim]
   float* p;           // [tile][kBlockKeys][lanes]   prefill: S^T, then P^T.  decode: [row][kBlockKeys]
   float* m;           // [tile][lanes]               running maximum, log2 units
-  float* l;           // [tile][lanes]               running sum
+  float* l;           // [tile][2][lanes]            running sum: of earlier blocks, and of this one
   float* bias;        // [kBlockKeys][lanes]         one tile's mask and bias, transposed; -inf = forbidden
   float* allow;       // [kBlockKeys][lanes]         1 = permitted, for the redo of poisoned tiles
   float* lane_f;      // [tile][3][lanes]            alibi slope (log2 units), new maximum, poison flag
@@ -102,7 +102,7 @@ static inline bool Aliases(int64_t stride_row) {
 static inline float Lse(double m, double l, const float* sink) {
   const double lowest = -static_cast<double>(FLT_MAX);
   if (l == 0.0) return -HUGE_VALF;
-  if (sink && l == 1.0 && m == static_cast<double>(*sink * 1.44269504088896341f)) return *sink;
+  if (sink && l == 1.0 && (m == static_cast<double>(*sink * 1.44269504088896341f) || (m == lowest && *sink < -2e38f))) return *sink;
   if (m <= lowest && m >= 1.01 * lowest && l > 0.0) return -FLT_MAX;
   return static_cast<float>((m + log2(l)) * 0.693147180559945309417);
 }

@@ -47,7 +47,7 @@ HWY_INLINE BlockWork FindBlockWork(const AttentionTask& t, const Tile& tile, int
 // O, l, m and the P rows already written of this block, for the lanes whose maximum moves. alpha is exactly 1 elsewhere. Out of line: rare
 // after the first group.
 template <int NV>
-HWY_NOINLINE void Rescale(const Tile& tile, size_t v_head_dim, float* HWY_RESTRICT p, size_t rows, MaxRule rule) {
+HWY_NOINLINE void Rescale(const Tile& tile, size_t v_head_dim, float* HWY_RESTRICT p, size_t rows, const MaxRule& rule) {
   const DF d;
   using V = hn::Vec<DF>;
   const size_t N = hn::Lanes(d), L = NV * N;
@@ -55,10 +55,10 @@ HWY_NOINLINE void Rescale(const Tile& tile, size_t v_head_dim, float* HWY_RESTRI
     const V m = hn::Load(d, tile.m + c), mx = hn::Load(d, tile.mx + c);
     const auto moves = hn::Gt(mx, hn::Add(m, hn::Set(d, rule.threshold)));
     if (hn::AllFalse(d, moves)) continue;
-    const V to = hn::Add(mx, hn::Set(d, rule.offset));
-    const V alpha = hn::IfThenElse(moves, Exp2(d, hn::Sub(m, to)), hn::Set(d, 1.0f));
-    hn::Store(hn::IfThenElse(moves, to, m), d, tile.m + c);
+    const V alpha = hn::IfThenElse(moves, Exp2(d, hn::Sub(m, mx)), hn::Set(d, 1.0f));
+    hn::Store(hn::IfThenElse(moves, mx, m), d, tile.m + c);
     hn::Store(hn::Mul(hn::Load(d, tile.l + c), alpha), d, tile.l + c);
+    hn::Store(hn::Mul(hn::Load(d, tile.block_l + c), alpha), d, tile.block_l + c);
     for (size_t r = 0; r < v_head_dim; ++r) {
       hn::Store(hn::Mul(hn::Load(d, tile.ot + r * L + c), alpha), d, tile.ot + r * L + c);
     }
@@ -96,7 +96,7 @@ HWY_INLINE void ExpColumn(V s0, V s1, V s2, V s3, V s4, V s5, V s6, V s7, V m, f
 
 // P, l and m of a group whose scores lie at p. p_begin: where the block's P rows begin.
 template <int NV>
-HWY_NOINLINE void SoftmaxGroup(const Tile& tile, size_t v_head_dim, float* HWY_RESTRICT p, float* p_begin, MaxRule rule) {
+HWY_NOINLINE void SoftmaxGroup(const Tile& tile, size_t v_head_dim, float* HWY_RESTRICT p, float* p_begin, const MaxRule& rule) {
   const DF d;
   const size_t N = hn::Lanes(d), L = NV * N;
   const auto row = [&](size_t r, size_t c) HWY_ATTR { return hn::Load(d, p + (r < kTileKeys ? r : 0) * L + c); };
@@ -109,7 +109,7 @@ HWY_NOINLINE void SoftmaxGroup(const Tile& tile, size_t v_head_dim, float* HWY_R
   if (any_moves) Rescale<NV>(tile, v_head_dim, p_begin, static_cast<size_t>(p - p_begin) / L, rule);
   for (size_t c = 0; c < L; c += N) {
     ExpColumn(row(0, c), row(1, c), row(2, c), row(3, c), row(4, c), row(5, c), row(6, c), row(7, c), hn::Load(d, tile.m + c),
-              p + c, L, tile.l + c);
+              p + c, L, tile.block_l + c);
   }
 }
 
@@ -118,7 +118,7 @@ HWY_NOINLINE void SoftmaxGroup(const Tile& tile, size_t v_head_dim, float* HWY_R
 // rescale goes through memory, so that no accumulator lives across a call, for which clang would spill it in the k loop.
 template <int NV>
 HWY_NOINLINE void QkSoftmaxGroup(const Tile& tile, const float* const* HWY_RESTRICT k, size_t head_dim, size_t v_head_dim,
-                                 float* HWY_RESTRICT p, float* p_begin, MaxRule rule) {
+                                 float* HWY_RESTRICT p, float* p_begin, const MaxRule& rule) {
   const DF d;
   using V = hn::Vec<DF>;
   const size_t N = hn::Lanes(d), L = NV * N;
@@ -147,14 +147,14 @@ HWY_NOINLINE void QkSoftmaxGroup(const Tile& tile, const float* const* HWY_RESTR
     if constexpr (kPark) hn::Store(c, d, p + r * L + 2 * N);
   };
   third(c0, 0), third(c1, 1), third(c2, 2), third(c3, 3), third(c4, 4), third(c5, 5), third(c6, 6), third(c7, 7);
-  ExpColumn(a0, a1, a2, a3, a4, a5, a6, a7, hn::Load(d, tile.m), p, L, tile.l);
-  if constexpr (NV > 1) ExpColumn(b0, b1, b2, b3, b4, b5, b6, b7, hn::Load(d, tile.m + N), p + N, L, tile.l + N);
+  ExpColumn(a0, a1, a2, a3, a4, a5, a6, a7, hn::Load(d, tile.m), p, L, tile.block_l);
+  if constexpr (NV > 1) ExpColumn(b0, b1, b2, b3, b4, b5, b6, b7, hn::Load(d, tile.m + N), p + N, L, tile.block_l + N);
   if constexpr (kPark) asm volatile("" ::: "memory");  // or it would stay in registers as well
   const auto back = [&](V& c, size_t r) HWY_ATTR {
     if constexpr (kPark) c = hn::Load(d, p + r * L + 2 * N);
   };
   back(c0, 0), back(c1, 1), back(c2, 2), back(c3, 3), back(c4, 4), back(c5, 5), back(c6, 6), back(c7, 7);
-  if constexpr (NV > 2) ExpColumn(c0, c1, c2, c3, c4, c5, c6, c7, hn::Load(d, tile.m + 2 * N), p + 2 * N, L, tile.l + 2 * N);
+  if constexpr (NV > 2) ExpColumn(c0, c1, c2, c3, c4, c5, c6, c7, hn::Load(d, tile.m + 2 * N), p + 2 * N, L, tile.block_l + 2 * N);
 }
 
 // Options and permission applied to a group whose S^T rows lie at p, then its softmax. key: the group's first; bias: its rows, or null; allow: where to
@@ -162,7 +162,7 @@ HWY_NOINLINE void QkSoftmaxGroup(const Tile& tile, const float* const* HWY_RESTR
 template <int NV>
 HWY_NOINLINE void MaskedSoftmaxGroup(const Tile& tile, const ScoreRule& score, int32_t key, const float* HWY_RESTRICT bias,
                                      float* HWY_RESTRICT allow, size_t v_head_dim, float* HWY_RESTRICT p, float* p_begin,
-                                     MaxRule rule) {
+                                     const MaxRule& rule) {
   const DF d;
   const size_t N = hn::Lanes(d), L = NV * N;
   for (size_t r = 0; r < kTileKeys; ++r) {
@@ -186,6 +186,8 @@ HWY_NOINLINE void QkSoftmaxBlock(const AttentionTask& t, const KernelScratch& s,
   const auto p_row = [&](int32_t key) HWY_ATTR { return tile.p + static_cast<size_t>(key - kb) * L; };
   const float* const* k = s.rows - kb;
   if (w.use_bias) TransposeBias(t, tile, L, g0, w.end, s.bias + static_cast<size_t>(g0 - kb) * L);
+  const DF d;
+  for (size_t c = 0; c < L; c += hn::Lanes(d)) hn::Store(hn::Zero(d), d, tile.block_l + c);
   for (int32_t g = g0; g < w.end; g += kTileKeys) {
     // A group that every lane may attend to wholly.
     if (plain && g >= tile.all_lo && g + kTileKeys <= HWY_MIN(tile.all_hi + 1, w.end)) {
@@ -197,22 +199,25 @@ HWY_NOINLINE void QkSoftmaxBlock(const AttentionTask& t, const KernelScratch& s,
     MaskedSoftmaxGroup<NV>(tile, score, g, w.use_bias ? s.bias + row : nullptr, redo ? s.allow + row : nullptr, v_head_dim,
                            p_row(g), p_row(g0), rule);
   }
+  for (size_t c = 0; c < L; c += hn::Lanes(d)) {
+    hn::Store(hn::Add(hn::Load(d, tile.l + c), hn::Load(d, tile.block_l + c)), d, tile.l + c);
+  }
 }
 
 // PV where V may hold NaN or Inf in keys that a lane may not attend to: those are never operands.
 template <int NV>
 HWY_NOINLINE void PvSelect(const float* const* v, size_t v_head_dim, size_t n, const float* HWY_RESTRICT p,
-                           const float* HWY_RESTRICT allow, float* HWY_RESTRICT ot) {
+                           const float* HWY_RESTRICT allow, float weight, float* HWY_RESTRICT ot) {
   const DF d;
   const size_t N = hn::Lanes(d), L = NV * N;
   for (size_t col = 0; col < v_head_dim; ++col) {
     for (size_t c = 0; c < L; c += N) {
-      auto o = hn::Load(d, ot + col * L + c);
+      auto o = hn::Zero(d);
       for (size_t j = 0; j < n; ++j) {
         const auto yes = hn::Gt(hn::Load(d, allow + j * L + c), hn::Zero(d));
-        o = hn::IfThenElse(yes, hn::MulAdd(hn::Set(d, v[j][col]), hn::Load(d, p + j * L + c), o), o);
+        o = hn::IfThenElse(yes, hn::MulAdd(hn::Set(d, v[j][col]), hn::Mul(hn::Load(d, p + j * L + c), hn::Set(d, weight)), o), o);
       }
-      hn::Store(o, d, ot + col * L + c);
+      hn::Store(hn::Add(hn::Load(d, ot + col * L + c), o), d, ot + col * L + c);
     }
   }
 }
@@ -225,25 +230,27 @@ HWY_INLINE void QkSoftmaxBlock(const AttentionTask& t, const KernelScratch& s, c
 }
 
 template <int NV>
-HWY_INLINE void PvBlock(const AttentionTask& t, const KernelScratch& s, const Tile& tile, const BlockWork& w, int32_t kb, bool redo) {
+HWY_INLINE void PvBlock(const AttentionTask& t, const KernelScratch& s, const Tile& tile, const BlockWork& w, int32_t kb, MaxRule rule,
+                        bool redo) {
   const size_t L = NV * hn::Lanes(DF()), v_head_dim = static_cast<size_t>(t.v_head_dim);
   const size_t first = static_cast<size_t>(w.begin - kb), keys = static_cast<size_t>(w.end - w.begin);
   const float* const* v = s.rows + kBlockKeys + first;
   const float* p = tile.p + first * L;
-  if (redo) return PvSelect<NV>(v, v_head_dim, keys, p, s.allow + first * L, tile.ot);
+  if (redo) return PvSelect<NV>(v, v_head_dim, keys, p, s.allow + first * L, rule.weight, tile.ot);
   PvTile<NV>(v, v_head_dim, keys, p, tile.ot);
 }
-HWY_INLINE void PvBlock(const AttentionTask& t, const KernelScratch& s, const Tile& tile, const BlockWork& w, int32_t kb, bool redo) {
-  if (tile.vecs == 3) return PvBlock<3>(t, s, tile, w, kb, redo);
-  if (tile.vecs == 2) return PvBlock<2>(t, s, tile, w, kb, redo);
-  PvBlock<1>(t, s, tile, w, kb, redo);
+HWY_INLINE void PvBlock(const AttentionTask& t, const KernelScratch& s, const Tile& tile, const BlockWork& w, int32_t kb, MaxRule rule,
+                        bool redo) {
+  if (tile.vecs == 3) return PvBlock<3>(t, s, tile, w, kb, rule, redo);
+  if (tile.vecs == 2) return PvBlock<2>(t, s, tile, w, kb, rule, redo);
+  PvBlock<1>(t, s, tile, w, kb, rule, redo);
 }
 
 // All blocks of the task for the given tiles. redo: one tile, with select.
 HWY_NOINLINE void RunBlocks(const AttentionTask& t, const KernelScratch& s, const Tile* tiles, size_t num_tiles, MaxRule rule,
                             bool redo) {
   const ScoreRule score = MakeScoreRule(t, kLog2E);
-  for (size_t n = 0; n < num_tiles; ++n) StartTile(t, tiles[n], rule);
+  for (size_t n = 0; n < num_tiles; ++n) StartTile(t, tiles[n]);
   int32_t lo, hi;
   KeyUnion(tiles, num_tiles, &lo, &hi);
   if (lo > hi) return;
@@ -260,7 +267,7 @@ HWY_NOINLINE void RunBlocks(const AttentionTask& t, const KernelScratch& s, cons
       if (work[n].begin < work[n].end) QkSoftmaxBlock(t, s, tiles[n], score, work[n], kb, rule, redo);
     }
     for (size_t n = 0; n < num_tiles; ++n) {
-      if (work[n].begin < work[n].end) PvBlock(t, s, tiles[n], work[n], kb, redo);
+      if (work[n].begin < work[n].end) PvBlock(t, s, tiles[n], work[n], kb, rule, redo);
     }
   }
 }
@@ -272,13 +279,13 @@ HWY_NOINLINE void PrefillF32(const AttentionTask& t, const KernelScratch& s) {
   for (size_t n = 0; n < num_tiles; ++n) TransposeQ(t, tiles[n], score.q_factor);
   RunBlocks(t, s, tiles, num_tiles, kLazyMax, false);
   for (size_t n = 0; n < num_tiles; ++n) {
-    if (!WriteTile(t, tiles[n], kAllLanes)) continue;
+    if (!WriteTile(t, tiles[n], kAllLanes, kLazyMax.weight)) continue;
     // Some lane's O is not finite: NaN or Inf in a value it may not attend to, or in one it may, or overflow of P V. The first is cured by
     // select, the last by a smaller P; each lane's bits depend on its own keys only.
     RunBlocks(t, s, &tiles[n], 1, kLazyMax, true);
-    if (!WriteTile(t, tiles[n], kPoisonedLanes)) continue;
+    if (!WriteTile(t, tiles[n], kPoisonedLanes, kLazyMax.weight)) continue;
     RunBlocks(t, s, &tiles[n], 1, kOverflowSafeMax, true);
-    WriteTile(t, tiles[n], kPoisonedLanes);
+    WriteTile(t, tiles[n], kPoisonedLanes, kOverflowSafeMax.weight);
   }
 }
 

@@ -19,7 +19,7 @@ namespace hn = hwy::HWY_NAMESPACE;
 
 // Its pointers are a tile's slices of KernelScratch; L lanes, of which `lanes` are queries and the rest zeros without permitted keys.
 struct Tile {
-  float *qt, *ot, *p, *m, *l, *slope, *mx, *poison;
+  float *qt, *ot, *p, *m, *block_l, *slope, *mx, *poison, *l;
   int32_t *lo, *hi, *pos;
   int32_t first_lane, lanes;
   int32_t vecs;  // L / N: kTileVecs, fewer in a task's last tile
@@ -39,7 +39,8 @@ HWY_INLINE size_t SetUpTiles(const AttentionTask& t, const KernelScratch& s, Til
     tile.ot = s.ot + n * v_head_dim * L;
     tile.p = s.p + n * kBlockKeys * L;
     tile.m = s.m + n * L;
-    tile.l = s.l + n * L;
+    tile.l = s.l + n * 2 * L;
+    tile.block_l = tile.l + L;
     tile.slope = s.lane_f + n * 3 * L;
     tile.mx = tile.slope + L;
     tile.poison = tile.mx + L;
@@ -85,11 +86,11 @@ HWY_INLINE void KeyUnion(const Tile* tiles, size_t num_tiles, int32_t* lo, int32
 }
 
 // O = +0, and m and l before the first key.
-HWY_INLINE void StartTile(const AttentionTask& t, const Tile& tile, MaxRule rule) {
+HWY_INLINE void StartTile(const AttentionTask& t, const Tile& tile) {
   const size_t L = TileLanes(tile);
   memset(tile.ot, 0, static_cast<size_t>(t.v_head_dim) * L * sizeof(float));
   for (int32_t lane = 0; lane < static_cast<int32_t>(L); ++lane) {
-    StartRow(t, lane < tile.lanes ? (tile.first_lane + lane) % t.group : 0, rule, tile.m + lane, tile.l + lane);
+    StartRow(t, lane < tile.lanes ? (tile.first_lane + lane) % t.group : 0, tile.m + lane, tile.l + lane);
   }
 }
 
@@ -237,9 +238,9 @@ HWY_INLINE V MaskedScore(const Tile& tile, const ScoreRule& score, int32_t key, 
 
 enum WhichLanes { kAllLanes, kPoisonedLanes };
 
-// O / l to the lanes' rows, and with kAllLanes LSE and (m, l) as well. Returns whether O is not finite in a written lane, and notes those
+// O / l / weight to the lanes' rows, and with kAllLanes LSE and (m, l) as well. Returns whether O is not finite in a written lane, and notes those
 // lanes as poisoned; kPoisonedLanes writes only the lanes noted by the call before.
-HWY_INLINE bool WriteTile(const AttentionTask& t, const Tile& tile, WhichLanes which) {
+HWY_INLINE bool WriteTile(const AttentionTask& t, const Tile& tile, WhichLanes which, float weight) {
   const DF d;
   const size_t L = TileLanes(tile), dim = static_cast<size_t>(t.v_head_dim), N = hn::Lanes(d);
   float* const inv = tile.mx;  // 1 / l; lanes that saw no key give 0
@@ -250,7 +251,7 @@ HWY_INLINE bool WriteTile(const AttentionTask& t, const Tile& tile, WhichLanes w
     auto check = zero;  // 0 * x is NaN exactly where x is NaN or Inf
     for (size_t r = 0; r < dim; ++r) check = hn::MulAdd(hn::Load(d, tile.ot + r * L + c), zero, check);
     const auto l = hn::Load(d, tile.l + c);
-    hn::Store(hn::IfThenElse(hn::Eq(l, zero), zero, hn::Div(one, l)), d, inv + c);
+    hn::Store(hn::IfThenElse(hn::Eq(l, zero), zero, hn::Div(hn::Set(d, 1.0f / weight), l)), d, inv + c);
     const auto was = which == kAllLanes ? one : hn::Load(d, tile.poison + c);
     hn::Store(was, d, write + c);
     hn::Store(hn::IfThenElse(hn::Eq(check, check), zero, was), d, tile.poison + c);

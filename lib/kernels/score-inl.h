@@ -33,9 +33,11 @@ struct ScoreRule {
 
 HWY_INLINE ScoreRule MakeScoreRule(const AttentionTask& t, float unit) {
   ScoreRule r;
-  r.cap = t.soft_cap * unit;
+  // A cap above 1e30 is none: scores are far below it, and 1 / cap would be subnormal.
+  const bool capped = t.soft_cap > 0 && t.soft_cap <= 1e30f;
+  r.cap = capped ? t.soft_cap * unit : 0.0f;
   // A cap below 1e-8 bounds the scores closer to 0 than f32 rounds them; dividing by it could overflow finite scores to inf - inf.
-  r.q_factor = t.soft_cap > 0 ? t.sm_scale / HWY_MAX(t.soft_cap, 1e-8f) : t.sm_scale * unit;
+  r.q_factor = capped ? t.sm_scale / HWY_MAX(t.soft_cap, 1e-8f) : t.sm_scale * unit;
   r.unit = unit;
   r.alibi = t.slopes != nullptr;
   r.bias = t.bias != nullptr;
@@ -137,22 +139,22 @@ HWY_INLINE void LoadBias(const AttentionTask& t, const uint8_t* mask_row, const 
   }
 }
 
-// When the running maximum moves, and to where: m' = mx + offset if mx > m + threshold. Normally lazily, by more than 2^8 (then P < 2^8).
-// Where O has overflowed, the redo keeps P <= 2^-31, so that no sum of 2^30 values can.
+// When the running maximum moves: m' = mx if mx > m + threshold, normally lazily, by more than 2^8 (then P < 2^8). Where O has overflowed, the
+// redo keeps P <= 1 and weighs V with P * weight, so that no sum of 2^30 values can; the weight is taken out of O again at exit.
 struct MaxRule {
-  float threshold, offset;
+  float threshold, weight;
 };
-constexpr MaxRule kLazyMax = {8.0f, 0.0f};
-constexpr MaxRule kOverflowSafeMax = {-31.0f, 31.0f};
+constexpr MaxRule kLazyMax = {8.0f, 1.0f};
+constexpr MaxRule kOverflowSafeMax = {0.0f, 0x1p-31f};
 
 // m and l before the first key: the sink is a key with score sink and no value. A sink of -inf is none.
-HWY_INLINE void StartRow(const AttentionTask& t, int64_t head, const MaxRule& rule, float* m, float* l) {
+HWY_INLINE void StartRow(const AttentionTask& t, int64_t head, float* m, float* l) {
   *m = -FLT_MAX;
   *l = 0.0f;
   if (!t.sinks || !t.has_sink_here || t.sinks[head] == kMinusInf) return;
   const float sink = t.sinks[head] * kLog2E;
-  *m = (sink < -FLT_MAX ? -FLT_MAX : sink) + rule.offset;
-  *l = rule.offset > 0 ? 0x1p-31f : 1.0f;
+  *m = sink < -FLT_MAX ? -FLT_MAX : sink;
+  *l = 1.0f;
 }
 
 // LSE, (m, l) of lane n where wanted.

@@ -63,7 +63,9 @@ HWY_INLINE void ScoresTile(const AttentionTask& t, const KernelScratch& s, Tile&
           if (probabilities) {
             const auto l = hn::Load(d, tile.l + c), zero = hn::Zero(d);
             const auto weight = hn::Div(Exp2(d, hn::Sub(x, hn::Load(d, tile.m + c))), l);
-            x = hn::IfThenElse(hn::Or(hn::Eq(x, hn::Set(d, kMinusInf)), hn::Eq(l, zero)), zero, weight);
+            // (m, l) of few rows are those of the decode kernel, whose dot products round differently: large scores could give more than 1.
+            const auto most = hn::Set(d, 1.0f);
+            x = hn::IfThenElse(hn::Or(hn::Eq(x, hn::Set(d, kMinusInf)), hn::Eq(l, zero)), zero, hn::IfThenElse(hn::Gt(weight, most), most, weight));
           }
           hn::Store(x, d, p + c);
         }

@@ -98,7 +98,8 @@ HWY_INLINE void QkTile(const float* const* HWY_RESTRICT k, const float* qt, size
   }
 }
 
-// O^T rows [0, R) of ot += sum over n keys of V[j][R columns from col] * P^T[j]. A row's bits do not depend on R.
+// O^T rows [0, R) of ot += sum over n keys of V[j][R columns from col] * P^T[j]. A row's bits do not depend on R. The sum of a block starts
+// at 0 and is added once: rounding grows with keys per block plus blocks, not with keys.
 template <int R, int NV>
 HWY_INLINE void PvRows(const float* const* HWY_RESTRICT v, size_t col, size_t n, const float* p, float* HWY_RESTRICT ot) {
   const DF d;
@@ -107,14 +108,6 @@ HWY_INLINE void PvRows(const float* const* HWY_RESTRICT v, size_t col, size_t n,
   V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0;
   V b0 = a0, b1 = a0, b2 = a0, b3 = a0, b4 = a0, b5 = a0, b6 = a0, b7 = a0;
   V c0 = a0, c1 = a0, c2 = a0, c3 = a0, c4 = a0, c5 = a0, c6 = a0, c7 = a0;
-  const auto load = [&](size_t r, V& a, V& b, V& c) HWY_ATTR {
-    if (r >= size_t{R}) return;
-    a = hn::Load(d, ot + r * L);
-    if constexpr (NV > 1) b = hn::Load(d, ot + r * L + N);
-    if constexpr (NV > 2) c = hn::Load(d, ot + r * L + 2 * N);
-  };
-  load(0, a0, b0, c0), load(1, a1, b1, c1), load(2, a2, b2, c2), load(3, a3, b3, c3);
-  load(4, a4, b4, c4), load(5, a5, b5, c5), load(6, a6, b6, c6), load(7, a7, b7, c7);
   const float* const* end = v + n;
   for (; v != end; ++v) {
     const float* x = *v + col;
@@ -122,11 +115,12 @@ HWY_INLINE void PvRows(const float* const* HWY_RESTRICT v, size_t col, size_t n,
                    b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
     asm volatile("" : "+r"(v), "+r"(p));
   }
+  const auto add = [&](V x, float* o) HWY_ATTR { hn::Store(hn::Add(hn::Load(d, o), x), d, o); };
   const auto store = [&](size_t r, V a, V b, V c) HWY_ATTR {
     if (r >= size_t{R}) return;
-    hn::Store(a, d, ot + r * L);
-    if constexpr (NV > 1) hn::Store(b, d, ot + r * L + N);
-    if constexpr (NV > 2) hn::Store(c, d, ot + r * L + 2 * N);
+    add(a, ot + r * L);
+    if constexpr (NV > 1) add(b, ot + r * L + N);
+    if constexpr (NV > 2) add(c, ot + r * L + 2 * N);
   };
   store(0, a0, b0, c0), store(1, a1, b1, c1), store(2, a2, b2, c2), store(3, a3, b3, c3);
   store(4, a4, b4, c4), store(5, a5, b5, c5), store(6, a6, b6, c6), store(7, a7, b7, c7);
