@@ -33,7 +33,7 @@ HWY_NOINLINE void RunTanh(const float* x, float* y, int64_t count) {
 // S^T at p becomes P^T, group by group; m is such that nothing is rescaled.
 HWY_NOINLINE void RunGroups(const TileOperands& o) {
   kernels::Tile tile = {};
-  tile.ot = o.ot, tile.p = o.p, tile.m = o.m, tile.l = o.l, tile.mx = o.mx;
+  tile.ot = o.ot, tile.p = o.p, tile.m = o.m, tile.block_l = o.l, tile.mx = o.mx;
   const int64_t lanes = GetTileShape().lanes;
   for (int64_t row = 0; row < o.p_rows; row += kernels::kTileKeys) {
     kernels::SoftmaxGroup<NV>(tile, static_cast<size_t>(o.ot_rows), o.p + row * lanes, o.p, kernels::kLazyMax);

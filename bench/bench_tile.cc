@@ -25,7 +25,7 @@ HWY_NOINLINE TileShape GetTileShape() {
 // Goes over all rows once; P rows repeat every p_rows.
 HWY_NOINLINE void RunQk(const TileOperands& o) {
   kernels::Tile tile = {};
-  tile.qt = o.qt, tile.ot = o.ot, tile.p = o.p, tile.m = o.m, tile.l = o.l, tile.mx = o.mx;
+  tile.qt = o.qt, tile.ot = o.ot, tile.p = o.p, tile.m = o.m, tile.block_l = o.l, tile.mx = o.mx;
   const int64_t lanes = GetTileShape().lanes;
   for (int64_t row = 0; row < o.num_rows; row += kKeys) {
     float* const p = o.p + row % o.p_rows * lanes;
