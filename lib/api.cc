@@ -18,8 +18,7 @@ std::atomic<bool> forked_child{false};
 
 namespace {
 
-// OpenMP's worker threads do not survive fork, whoever started them.
-// The lock is taken over fork, so that no other thread holds it in the child.
+// Taken over fork, so that no other thread holds it in the child.
 std::mutex default_exec_mutex;
 
 // Loaded in a forked child that has not called exec (PF_FORKNOEXEC, 0x40 in field 9 of /proc/self/stat): the parent may have left an OpenMP pool
@@ -36,6 +35,7 @@ bool LoadedInForkedChild() {
   return after_name && sscanf(after_name + 1, " %*c %*d %*d %*d %*d %*d %u", &flags) == 1 && (flags & 0x40) != 0;
 }
 
+// OpenMP's worker threads do not survive fork, whoever started them.
 __attribute__((constructor)) void RegisterForkHandler() {
   if (LoadedInForkedChild()) forked_child.store(true, std::memory_order_relaxed);
   pthread_atfork([] { default_exec_mutex.lock(); }, [] { default_exec_mutex.unlock(); },
@@ -75,13 +75,19 @@ struct Call {
   int32_t workers;
 };
 
-fovea_status CheckCall(const fovea_attention_params* params, const fovea_exec* exec, CheckData data, Call* call) {
+// Checked params as plans are made for them.
+fovea_status ResolveParams(const fovea_attention_params* params, CheckData data, fovea_attention_params* p) {
   const FpEnvScope env;  // the default scale is computed here
-  fovea_status status = ResolveExec(exec, &call->e);
-  if (status == FOVEA_OK) status = CheckParams(params, data, &call->p);
-  if (status != FOVEA_OK) return status;
+  const fovea_status status = CheckParams(params, data, p);
   // Multi-query attention written as multi-head: one kv head, with the bits and the speed of num_kv_heads = 1.
-  if (call->p.k.stride_head == 0 && call->p.v.stride_head == 0) call->p.num_kv_heads = 1;
+  if (status == FOVEA_OK && p->k.stride_head == 0 && p->v.stride_head == 0) p->num_kv_heads = 1;
+  return status;
+}
+
+fovea_status CheckCall(const fovea_attention_params* params, const fovea_exec* exec, CheckData data, Call* call) {
+  fovea_status status = ResolveExec(exec, &call->e);
+  if (status == FOVEA_OK) status = ResolveParams(params, data, &call->p);
+  if (status != FOVEA_OK) return status;
   call->target = ChosenTarget();
   if (!call->target) return FOVEA_ERR_TARGET_UNAVAILABLE;
   call->workers = NumWorkers(call->e);
@@ -255,12 +261,10 @@ fovea_status fovea_attention_run_tasks(const fovea_plan* plan, const fovea_atten
   if (worker < 0 || worker >= plan->workers) {
     return Fail(FOVEA_ERR_INVALID_ARGUMENT, "worker = %d: must be in [0, %d)", worker, plan->workers);
   }
-  Call call;
-  fovea_exec serial;
-  fovea_exec_init(&serial, sizeof serial);
-  fovea_status status = CheckCall(params, &serial, CheckData::kYes, &call);
-  if (status == FOVEA_OK) status = CheckSamePlan(*plan, call.p);
-  if (status == FOVEA_OK) RunTasks(*plan, call.p, plan->phases[phase], begin, end, worker);
+  fovea_attention_params p;
+  fovea_status status = ResolveParams(params, CheckData::kYes, &p);
+  if (status == FOVEA_OK) status = CheckSamePlan(*plan, p);
+  if (status == FOVEA_OK) RunTasks(*plan, p, plan->phases[phase], begin, end, worker);
   return status;
 }
 

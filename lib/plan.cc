@@ -210,13 +210,14 @@ fovea_status BuildPlan(const fovea_attention_params& p, uint32_t flags, const Ta
     FillRange(p, b, &range);
     const int64_t rows = QLen(p, b) * group, kv_len = KvLen(p, b);
     const int64_t part_keys = PartKeys(p, rows, kv_len, flags), parts = std::max<int64_t>(CeilDiv(kv_len, part_keys), 1);
-    const int64_t lanes_per_task = IsDecodeRows(rows, flags) ? kDecodeMaxRows : tiles_per_task * tile_lanes;
+    const bool decode = IsDecodeRows(rows, flags);
+    const int64_t lanes_per_task = decode ? kDecodeMaxRows : tiles_per_task * tile_lanes;
     for (int32_t h = 0; h < p.num_kv_heads; ++h) {
       const int32_t head_part = part_row;
       for (int64_t part = 0; part < parts; ++part) {
         for (int64_t lane = 0; lane < rows; lane += lanes_per_task) {
           PlanTask task;
-          task.decode = IsDecodeRows(rows, flags);
+          task.decode = decode;
           task.seq = static_cast<int32_t>(b);
           task.kv_head = h;
           task.lane_begin = static_cast<int32_t>(lane);

@@ -36,13 +36,11 @@ void MergeRow(const KernelTable& table, int64_t n, const Get& get, int64_t dim, 
   const float* rows[kMergeBatch + 1];
   float weights[kMergeBatch + 1];
   int64_t used = 0;
-  bool first = true;
   const auto flush = [&] {
     table.weighted_sum_f32(rows, weights, used, dim, out);
     rows[0] = out;
     weights[0] = 1.0f;
     used = 1;
-    first = false;
   };
   for (int64_t p = 0; p < n; ++p) {
     const auto part = get(p);
@@ -51,7 +49,7 @@ void MergeRow(const KernelTable& table, int64_t n, const Get& get, int64_t dim, 
     weights[used++] = static_cast<float>(scale(part.m) * part.l / l);
     if (used > kMergeBatch) flush();
   }
-  if (used > 0 || first) table.weighted_sum_f32(rows, weights, used, dim, out);
+  table.weighted_sum_f32(rows, weights, used, dim, out);  // of no part: zeros
   *m_out = m;
   *l_out = l;
 }
