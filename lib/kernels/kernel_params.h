@@ -19,6 +19,15 @@ constexpr int32_t kTileVecs = 3;
 // Tiles of one task at most.
 constexpr int32_t kMaxTiles = 32;
 
+// How elements are stored, as fovea_dtype; and what a pointer to 16-bit ones points to.
+enum StorageType : int32_t { kF32 = 1, kBF16 = 2, kF16 = 3 };
+struct BF16 {
+  uint16_t bits;
+};
+struct F16 {
+  uint16_t bits;
+};
+
 // Scores out, as fovea_scores_stage.
 enum ScoresStage : int32_t { kScoresNone, kScoresRaw, kScoresSoftCapped, kScoresBiased, kScoresProbabilities };
 

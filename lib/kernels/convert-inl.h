@@ -1,0 +1,206 @@
+// Storage types: rows of f32, bf16 or f16 as vectors of f32, and back. To nearest, ties to even; a NaN stays NaN, quiet, with the top of its payload;
+// subnormals are kept. The same bits on every target: f16 by the instruction where there is one (F16C, AVX-512, Arm), else by integers, since
+// Highway 1.0.3's emulation loses NaN, Inf and ties; bf16 by integers (AVX-512's vcvtneps2bf16 flushes subnormals). Rounding is that of the
+// floating-point environment that tasks set.
+
+#if defined(FOVEA_LIB_KERNELS_CONVERT_INL_H_) == defined(HWY_TARGET_TOGGLE)
+#ifdef FOVEA_LIB_KERNELS_CONVERT_INL_H_
+#undef FOVEA_LIB_KERNELS_CONVERT_INL_H_
+#else
+#define FOVEA_LIB_KERNELS_CONVERT_INL_H_
+#endif
+
+#include "hwy/highway.h"
+#include "lib/kernels/kernel_params.h"
+
+// Whether this target's PromoteTo and DemoteTo of f16 are instructions. On x86 better targets have smaller numbers.
+#undef FOVEA_NATIVE_F16
+#if (HWY_ARCH_X86 && HWY_TARGET <= HWY_AVX2) || (HWY_ARCH_ARM_A64 && HWY_TARGET != HWY_SCALAR && HWY_TARGET != HWY_EMU128)
+#define FOVEA_NATIVE_F16 1
+#else
+#define FOVEA_NATIVE_F16 0
+#endif
+
+HWY_BEFORE_NAMESPACE();
+namespace fovea {
+namespace HWY_NAMESPACE {
+namespace hn = hwy::HWY_NAMESPACE;
+
+// The 16-bit patterns of half as many bits as D's vector has.
+template <class D>
+using Half16 = hn::Rebind<uint16_t, D>;
+
+// ---- Patterns to f32 and back
+
+template <class D>
+HWY_INLINE hn::Vec<D> Widen(D d, BF16 /*type*/, hn::Vec<Half16<D>> bits) {
+  const hn::RebindToUnsigned<D> du;
+  return hn::BitCast(d, hn::ShiftLeft<16>(hn::PromoteTo(du, bits)));
+}
+
+template <class D>
+HWY_INLINE hn::Vec<Half16<D>> Narrow(D d, BF16 /*type*/, hn::Vec<D> v) {
+  const hn::RebindToUnsigned<D> du;
+  const hn::RebindToSigned<D> di;
+  const auto bits = hn::BitCast(du, v), top = hn::ShiftRight<16>(bits);
+  const auto rounded = hn::ShiftRight<16>(hn::Add(bits, hn::Add(hn::Set(du, 0x7FFF), hn::And(top, hn::Set(du, 1)))));
+  // Not Ne(v, v), which is false for NaN on AVX2 and AVX-512 in Highway 1.0.3.
+  const auto nan = hn::BitCast(du, hn::VecFromMask(d, hn::IsNaN(v)));
+  const auto result = hn::IfVecThenElse(nan, hn::Or(top, hn::Set(du, 0x40)), rounded);
+  return hn::DemoteTo(Half16<D>(), hn::BitCast(di, result));  // below 2^16: does not saturate
+}
+
+#if FOVEA_NATIVE_F16
+
+template <class D>
+HWY_INLINE hn::Vec<D> Widen(D d, F16 /*type*/, hn::Vec<Half16<D>> bits) {
+  return hn::PromoteTo(d, hn::BitCast(hn::Rebind<hwy::float16_t, D>(), bits));
+}
+
+template <class D>
+HWY_INLINE hn::Vec<Half16<D>> Narrow(D /*d*/, F16 /*type*/, hn::Vec<D> v) {
+  return hn::BitCast(Half16<D>(), hn::DemoteTo(hn::Rebind<hwy::float16_t, D>(), v));
+}
+
+#else
+
+constexpr int32_t kRebias = 112 << 23;  // between the exponents' biases, 127 - 15, in place
+
+template <class D>
+HWY_INLINE hn::Vec<D> Widen(D d, F16 /*type*/, hn::Vec<Half16<D>> bits) {
+  const hn::RebindToSigned<D> di;
+  const auto all = hn::PromoteTo(di, bits);
+  const auto magnitude = hn::And(all, hn::Set(di, 0x7FFF));
+  const auto sign = hn::ShiftLeft<16>(hn::Xor(all, magnitude));
+  const auto rebias = hn::Set(di, kRebias);
+  auto result = hn::Add(hn::ShiftLeft<13>(magnitude), rebias);
+  result = hn::Add(result, hn::And(hn::VecFromMask(di, hn::Gt(magnitude, hn::Set(di, 0x7BFF))), rebias));  // Inf and NaN
+  result = hn::Or(result, hn::And(hn::VecFromMask(di, hn::Gt(magnitude, hn::Set(di, 0x7C00))), hn::Set(di, 0x400000)));
+  const auto subnormal = hn::BitCast(di, hn::Mul(hn::ConvertTo(d, magnitude), hn::Set(d, 0x1p-24f)));
+  result = hn::IfThenElse(hn::Lt(magnitude, hn::Set(di, 0x400)), subnormal, result);
+  return hn::BitCast(d, hn::Or(result, sign));
+}
+
+template <class D>
+HWY_INLINE hn::Vec<Half16<D>> Narrow(D d, F16 /*type*/, hn::Vec<D> v) {
+  const hn::RebindToSigned<D> di;
+  const hn::RebindToUnsigned<D> du;
+  const auto bits = hn::BitCast(di, v);
+  const auto magnitude = hn::And(bits, hn::Set(di, 0x7FFFFFFF));
+  const auto sign = hn::BitCast(di, hn::ShiftRight<16>(hn::BitCast(du, hn::Xor(bits, magnitude))));
+  const auto odd = hn::And(hn::ShiftRight<13>(magnitude), hn::Set(di, 1));
+  auto result = hn::ShiftRight<13>(hn::Add(hn::Add(magnitude, hn::Set(di, 0xFFF - kRebias)), odd));
+  // Below 2^-14: 0.5 has f16's least subnormal as its last place, so that the sum is rounded as wanted.
+  const auto half = hn::Set(d, 0.5f);
+  const auto subnormal = hn::Sub(hn::BitCast(di, hn::Add(hn::BitCast(d, magnitude), half)), hn::BitCast(di, half));
+  result = hn::IfThenElse(hn::Lt(magnitude, hn::Set(di, 0x38800000)), subnormal, result);
+  result = hn::IfThenElse(hn::Gt(magnitude, hn::Set(di, 0x477FEFFF)), hn::Set(di, 0x7C00), result);  // 65520 and above
+  const auto nan = hn::Or(hn::And(hn::ShiftRight<13>(magnitude), hn::Set(di, 0x3FF)), hn::Set(di, 0x7E00));
+  result = hn::IfThenElse(hn::Gt(magnitude, hn::Set(di, 0x7F800000)), nan, result);
+  return hn::DemoteTo(Half16<D>(), hn::Or(result, sign));
+}
+
+#endif  // FOVEA_NATIVE_F16
+
+// ---- Memory
+
+// The first n lanes, n at most a whole vector, zeros behind; nothing beyond them is read.
+template <class D, typename T = hn::TFromD<D>>
+HWY_INLINE hn::Vec<D> LoadFirstN(D d, const T* p, size_t n) {
+// AVX2's masked moves of 4 bytes do not fault.
+#if HWY_MEM_OPS_MIGHT_FAULT
+  if (HWY_TARGET != HWY_AVX2 || sizeof(T) != 4) {
+    HWY_ALIGN T buffer[HWY_MAX_BYTES / sizeof(T)] = {};
+    for (size_t i = 0; i < n; ++i) buffer[i] = p[i];
+    return hn::Load(d, buffer);
+  }
+#endif
+  return hn::MaskedLoad(hn::FirstN(d, n), d, p);
+}
+
+// Writes the first n lanes; nothing beyond them is touched.
+template <class D, typename T = hn::TFromD<D>>
+HWY_INLINE void StoreFirstN(hn::Vec<D> v, D d, T* p, size_t n) {
+#if HWY_MEM_OPS_MIGHT_FAULT
+  if (HWY_TARGET != HWY_AVX2 || sizeof(T) != 4) {
+    HWY_ALIGN T buffer[HWY_MAX_BYTES / sizeof(T)];
+    hn::Store(v, d, buffer);
+    for (size_t i = 0; i < n; ++i) p[i] = buffer[i];
+    return;
+  }
+#endif
+  hn::BlendedStore(v, hn::FirstN(d, n), d, p);
+}
+
+// A vector of f32 from unaligned memory of any storage type; N: the first n lanes only.
+template <class D>
+HWY_INLINE hn::Vec<D> LoadF32(D d, const float* p) {
+  return hn::LoadU(d, p);
+}
+template <class D>
+HWY_INLINE hn::Vec<D> LoadF32N(D d, const float* p, size_t n) {
+  return LoadFirstN(d, p, n);
+}
+template <class D>
+HWY_INLINE void StoreF32(hn::Vec<D> v, D d, float* p) {
+  hn::StoreU(v, d, p);
+}
+template <class D>
+HWY_INLINE void StoreF32N(hn::Vec<D> v, D d, float* p, size_t n) {
+  StoreFirstN(v, d, p, n);
+}
+
+template <class D, class T>
+HWY_INLINE hn::Vec<D> LoadF32(D d, const T* p) {
+  return Widen(d, T(), hn::LoadU(Half16<D>(), &p->bits));
+}
+template <class D, class T>
+HWY_INLINE hn::Vec<D> LoadF32N(D d, const T* p, size_t n) {
+  return Widen(d, T(), LoadFirstN(Half16<D>(), &p->bits, n));
+}
+template <class D, class T>
+HWY_INLINE void StoreF32(hn::Vec<D> v, D d, T* p) {
+  hn::StoreU(Narrow(d, T(), v), Half16<D>(), &p->bits);
+}
+template <class D, class T>
+HWY_INLINE void StoreF32N(hn::Vec<D> v, D d, T* p, size_t n) {
+  StoreFirstN(Narrow(d, T(), v), Half16<D>(), &p->bits, n);
+}
+
+// ---- Rows
+
+template <class From, class To>
+HWY_INLINE void ConvertRow(const From* src, size_t n, To* dst) {
+  const hn::ScalableTag<float> d;
+  const size_t N = hn::Lanes(d);
+  size_t i = 0;
+  for (; i + N <= n; i += N) StoreF32(LoadF32(d, src + i), d, dst + i);
+  if (i < n) StoreF32N(LoadF32N(d, src + i, n - i), d, dst + i, n - i);
+}
+
+// n elements of a StorageType; src and dst do not overlap.
+HWY_INLINE void ConvertRowToF32(int32_t dtype, const void* src, size_t n, float* dst) {
+  if (dtype == kBF16) {
+    ConvertRow(static_cast<const BF16*>(src), n, dst);
+  } else if (dtype == kF16) {
+    ConvertRow(static_cast<const F16*>(src), n, dst);
+  } else {
+    ConvertRow(static_cast<const float*>(src), n, dst);
+  }
+}
+
+HWY_INLINE void ConvertRowFromF32(int32_t dtype, const float* src, size_t n, void* dst) {
+  if (dtype == kBF16) {
+    ConvertRow(src, n, static_cast<BF16*>(dst));
+  } else if (dtype == kF16) {
+    ConvertRow(src, n, static_cast<F16*>(dst));
+  } else {
+    ConvertRow(src, n, static_cast<float*>(dst));
+  }
+}
+
+}  // namespace HWY_NAMESPACE
+}  // namespace fovea
+HWY_AFTER_NAMESPACE();
+
+#endif  // include guard
