@@ -20,6 +20,13 @@ E* Row(const fovea_tensor& t, const int32_t* cu, int64_t b, int64_t h, int64_t i
          i * t.stride_row;
 }
 
+// Row j of sequence b in k or v.
+const float* KvRow(const fovea_attention_params& p, const fovea_tensor& t, int64_t b, int64_t kv_head, int64_t j) {
+  if (!p.block_table) return Row<const float>(t, p.cu_seqlens_kv, b, kv_head, j);
+  const int64_t page = p.block_table[b * p.block_table_stride + j / p.page_size];
+  return Row<const float>(t, nullptr, page, kv_head, j % p.page_size);
+}
+
 int64_t VHeadDim(const fovea_attention_params& p) { return p.v_head_dim ? p.v_head_dim : p.head_dim; }
 
 int64_t MaskColumns(const fovea_attention_params& p, int64_t b) {
@@ -79,7 +86,7 @@ void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t 
     const size_t at = static_cast<size_t>(j);
     permitted[at] = Permitted(p, b, h, i, j);
     if (!permitted[at] && !every_key) continue;
-    const float* k = Row<const float>(p.k, p.cu_seqlens_kv, b, kv_head, j);
+    const float* k = KvRow(p, p.k, b, kv_head, j);
     T dot = 0;
     double magnitude = 0;
     for (int64_t c = 0; c < p.head_dim; ++c) {
@@ -141,7 +148,7 @@ void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t 
     if (static_cast<double>(weight) >= kUlp && s[at] > static_cast<T>(-FLT_MAX)) {
       row->row_magnitude = std::max(row->row_magnitude, row->magnitudes[at]);
     }
-    const float* v = Row<const float>(p.v, p.cu_seqlens_kv, b, kv_head, j);
+    const float* v = KvRow(p, p.v, b, kv_head, j);
     for (int64_t c = 0; c < VHeadDim(p); ++c) {
       if (!empty) row->out[static_cast<size_t>(c)] += weight * static_cast<T>(v[c]);
       row->v_magnitude = std::max(row->v_magnitude, Finite(std::fabs(static_cast<double>(v[c]))));

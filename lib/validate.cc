@@ -428,11 +428,7 @@ bool IsZero(const fovea_tensor& t) {
 }
 
 fovea_status CheckReserved(const fovea_attention_params& p) {
-  const char* set = p.block_table != nullptr     ? "block_table"
-                    : p.block_table_stride != 0  ? "block_table_stride"
-                    : p.num_pages != 0           ? "num_pages"
-                    : p.page_size != 0           ? "page_size"
-                    : p.q_positions != nullptr   ? "q_positions"
+  const char* set = p.q_positions != nullptr   ? "q_positions"
                     : p.kv_positions != nullptr  ? "kv_positions"
                     : p.q_positions_stride != 0  ? "q_positions_stride"
                     : p.kv_positions_stride != 0 ? "kv_positions_stride"
@@ -498,6 +494,27 @@ struct Side {
   int64_t len, total;
 };
 
+fovea_status CheckPaging(const fovea_attention_params& p) {
+  if (p.block_table == nullptr) {
+    const std::pair<const char*, int64_t> fields[] = {
+        {"block_table_stride", p.block_table_stride}, {"num_pages", p.num_pages}, {"page_size", p.page_size}};
+    for (const auto& [name, value] : fields) {
+      if (value != 0) return Fail(kInvalid, "%s = %" PRId64 ": must be 0 without block_table", name, value);
+    }
+    return FOVEA_OK;
+  }
+  if (p.cu_seqlens_kv != nullptr) {
+    return Fail(kInvalid, "cu_seqlens_kv is given: must be NULL where block_table is given");
+  }
+  if (fovea_status s = CheckPositive("page_size", p.page_size); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckLength("page_size", p.page_size); s != FOVEA_OK) return s;
+  if (p.num_pages < 0 || p.num_pages > std::numeric_limits<int32_t>::max()) {
+    return Fail(kInvalid, "num_pages = %" PRId64 ": must be in [0, 2^31 - 1]", p.num_pages);
+  }
+  return CheckCount("num_pages * num_kv_heads * page_size * head_dim", p.num_pages, p.num_kv_heads, p.page_size,
+                    std::max(p.head_dim, p.v_head_dim));
+}
+
 // lens or cu_seqlens of queries or of keys.
 fovea_status CheckLengths(const Side& side, int64_t batch) {
   if (side.lens != nullptr && side.cu != nullptr) {
@@ -529,13 +546,13 @@ fovea_status CheckLengths(const Side& side, int64_t batch) {
   return FOVEA_OK;
 }
 
-// What mask and bias must hold over all sequences.
-struct MaskExtent {
-  int64_t rows, cols;
+// What mask, bias and block_table must hold over all sequences.
+struct Needed {
+  int64_t mask_rows, mask_cols, table_cols;
 };
 
 // Every sequence's lengths, positions and mask rows. Where no array tells sequences apart, one stands for all.
-fovea_status CheckSequences(const fovea_attention_params& p, MaskExtent* mask) {
+fovea_status CheckSequences(const fovea_attention_params& p, Needed* needed) {
   const Side q = {"q_lens", "cu_seqlens_q", "q_len", "total_q", p.q_lens, p.cu_seqlens_q, p.q_len, p.total_q};
   const Side kv = {"kv_lens", "cu_seqlens_kv", "kv_len", "total_kv", p.kv_lens, p.cu_seqlens_kv, p.kv_len, p.total_kv};
   if (fovea_status s = CheckLengths(q, p.batch); s != FOVEA_OK) return s;
@@ -571,8 +588,20 @@ fovea_status CheckSequences(const fovea_attention_params& p, MaskExtent* mask) {
                   Text(name).text, p.q_offsets != nullptr ? p.q_offsets[b] : p.q_offset, b, first, last);
     }
   }
-  mask->rows = mask_rows;
-  mask->cols = p.mask_kv_len != 0 ? p.mask_kv_len : kv.cu != nullptr ? longest_kv : p.kv_len;
+  needed->mask_rows = mask_rows;
+  needed->mask_cols = p.mask_kv_len != 0 ? p.mask_kv_len : kv.cu != nullptr ? longest_kv : p.kv_len;
+  needed->table_cols = p.block_table != nullptr ? (longest_kv + p.page_size - 1) / p.page_size : 0;
+  // 0: one row for all. A smaller one would let sequences run into the next one's pages.
+  if (p.block_table_stride != 0 && (p.batch > 1 || p.block_table_stride < 0) &&
+      p.block_table_stride < needed->table_cols) {
+    return Fail(kInvalid, "block_table_stride = %" PRId64 ": must be 0, or at least %" PRId64 ", the pages of %" PRId64 " keys",
+                p.block_table_stride, needed->table_cols, longest_kv);
+  }
+  int64_t span;
+  if (__builtin_mul_overflow(p.batch, p.block_table_stride, &span) || span > kMaxElements) {
+    return Fail(kInvalid, "block_table_stride = %" PRId64 ": over a batch of %" PRId64 " it must span at most 2^56 elements",
+                p.block_table_stride, p.batch);
+  }
   return FOVEA_OK;
 }
 
@@ -589,18 +618,19 @@ fovea_status CheckSlopes(const fovea_attention_params& p) {
   return FOVEA_OK;
 }
 
-fovea_status CheckTensors(CheckData check, const MaskExtent& mask, fovea_attention_params* p) {
+fovea_status CheckTensors(CheckData check, const Needed& needed, fovea_attention_params* p) {
   const int64_t q_batch = p->cu_seqlens_q != nullptr ? 1 : p->batch;
   const int64_t q_rows = p->cu_seqlens_q != nullptr ? p->total_q : p->q_len;
-  const int64_t kv_batch = p->cu_seqlens_kv != nullptr ? 1 : p->batch;
-  const int64_t kv_rows = p->cu_seqlens_kv != nullptr ? p->total_kv : p->kv_len;
+  const bool paged = p->block_table != nullptr;
+  const int64_t kv_batch = paged ? p->num_pages : p->cu_seqlens_kv != nullptr ? 1 : p->batch;
+  const int64_t kv_rows = paged ? p->page_size : p->cu_seqlens_kv != nullptr ? p->total_kv : p->kv_len;
   const int64_t q_extent[] = {q_batch, p->num_q_heads, q_rows, p->head_dim};
   const int64_t k_extent[] = {kv_batch, p->num_kv_heads, kv_rows, p->head_dim};
   const int64_t v_extent[] = {kv_batch, p->num_kv_heads, kv_rows, p->v_head_dim};
   const int64_t out_extent[] = {q_batch, p->num_q_heads, q_rows, p->v_head_dim};
   const int64_t lse_extent[] = {q_batch, p->num_q_heads, q_rows, 1};
   const int64_t scores_extent[] = {q_batch, p->num_q_heads, q_rows, p->kv_len};
-  const int64_t mask_extent[] = {p->batch, p->num_q_heads, mask.rows, mask.cols};
+  const int64_t mask_extent[] = {p->batch, p->num_q_heads, needed.mask_rows, needed.mask_cols};
   const struct {
     Expected want;
     const int64_t (&extent)[kDims];
@@ -635,6 +665,7 @@ fovea_status CheckTensors(CheckData check, const MaskExtent& mask, fovea_attenti
        p->q_lens != nullptr ? p->batch : p->batch + 1},
       {p->kv_lens != nullptr ? "kv_lens" : "cu_seqlens_kv", p->kv_lens != nullptr ? p->kv_lens : p->cu_seqlens_kv, 1, 0,
        p->kv_lens != nullptr ? p->batch : p->batch + 1},
+      {"block_table", p->block_table, p->batch, p->block_table_stride, needed.table_cols},
   };
   for (const auto& a : arrays) {
     if (a.data == nullptr) continue;
@@ -658,13 +689,14 @@ bool SameElements(const View& a, const View& b) {
 }  // namespace
 
 fovea_status CheckParams(const fovea_attention_params* user, CheckData data, fovea_attention_params* p) {
-  MaskExtent mask = {0, 0};
+  Needed needed = {0, 0, 0};
   if (fovea_status s = CopyStruct(user, "params", "fovea_attention_params_init", p); s != FOVEA_OK) return s;
   if (fovea_status s = CheckReserved(*p); s != FOVEA_OK) return s;
   if (fovea_status s = CheckExtents(p); s != FOVEA_OK) return s;
   if (fovea_status s = CheckOptions(p); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckSequences(*p, &mask); s != FOVEA_OK) return s;
-  return CheckTensors(data, mask, p);
+  if (fovea_status s = CheckPaging(*p); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckSequences(*p, &needed); s != FOVEA_OK) return s;
+  return CheckTensors(data, needed, p);
 }
 
 fovea_status CheckExec(const fovea_exec* user, fovea_exec* e) {

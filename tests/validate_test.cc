@@ -103,6 +103,15 @@ struct Problem {
     p.k = fovea_tensor_bshd(memory.k, FOVEA_F32, kKvHeads, 1, kHeadDim);
     p.v = fovea_tensor_bshd(memory.v, FOVEA_F32, kKvHeads, 1, kVHeadDim);
   }
+  // Pages of two keys, 5 of them; three per sequence.
+  void PageKeys() {
+    p.block_table = Array({0, 1, 2, 3, 4, 0});
+    p.block_table_stride = 3;
+    p.num_pages = 5;
+    p.page_size = 2;
+    p.k = fovea_tensor_bhsd(memory.k, FOVEA_F32, kKvHeads, 2, kHeadDim);
+    p.v = fovea_tensor_bhsd(memory.v, FOVEA_F32, kKvHeads, 2, kVHeadDim);
+  }
   // Params as a later version would pass them, with one more field.
   void Lengthen(unsigned char new_field) {
     p.struct_size = sizeof memory.longer;
@@ -268,10 +277,31 @@ const Case kRefused[] = {
      [](Problem& t) { t.PackKeys({0, 2, 5}, 6), t.GiveScores(), t.p.kv_len = 2; }},
 
     // Reserved fields.
-    {"block_table is set", kUnsupported, kAlways, [](Problem& t) { t.p.block_table = t.memory.array; }},
-    {"block_table_stride", kUnsupported, kAlways, [](Problem& t) { t.p.block_table_stride = 1; }},
-    {"num_pages", kUnsupported, kAlways, [](Problem& t) { t.p.num_pages = 1; }},
-    {"page_size", kUnsupported, kAlways, [](Problem& t) { t.p.page_size = 16; }},
+    {"block_table_stride = 1: must be 0 without block_table", kInvalid, kAlways, [](Problem& t) { t.p.block_table_stride = 1; }},
+    {"num_pages = 1: must be 0 without block_table", kInvalid, kAlways, [](Problem& t) { t.p.num_pages = 1; }},
+    {"page_size = 16: must be 0 without block_table", kInvalid, kAlways, [](Problem& t) { t.p.page_size = 16; }},
+    {"page_size = 0: must be positive", kInvalid, kAlways, [](Problem& t) { t.PageKeys(), t.p.page_size = 0; }},
+    {"page_size = -2", kInvalid, kAlways, [](Problem& t) { t.PageKeys(), t.p.page_size = -2; }},
+    {"page_size = 1073741824", kInvalid, kAlways, [](Problem& t) { t.PageKeys(), t.p.page_size = int64_t{1} << 30; }},
+    {"num_pages = -1", kInvalid, kAlways, [](Problem& t) { t.PageKeys(), t.p.num_pages = -1; }},
+    {"num_pages = 2147483648", kInvalid, kAlways, [](Problem& t) { t.PageKeys(), t.p.num_pages = int64_t{1} << 31; }},
+    {"num_pages * num_kv_heads * page_size * head_dim = 2147483647 *", kInvalid, kAlways,
+     [](Problem& t) { t.PageKeys(), t.p.num_pages = INT32_MAX, t.p.page_size = 1 << 29; }},
+    {"block_table_stride = 2: must be 0, or at least 3", kInvalid, kAlways,
+     [](Problem& t) { t.PageKeys(), t.p.block_table_stride = 2; }},
+    {"block_table_stride = -3", kInvalid, kAlways, [](Problem& t) { t.PageKeys(), t.p.block_table_stride = -3; }},
+    {"block_table_stride = 9223372036854775807: over a batch", kInvalid, kAlways,
+     [](Problem& t) { t.PageKeys(), t.p.block_table_stride = kMax; }},
+    {"cu_seqlens_kv is given: must be NULL where block_table", kInvalid, kAlways,
+     [](Problem& t) { t.PackKeys({0, 1, 2}, 6), t.PageKeys(); }},
+    {"k.data = NULL", kInvalid, kData, [](Problem& t) { t.PageKeys(), t.p.k.data = nullptr; }},
+    {"k.stride_batch", kInvalid, kAlways, [](Problem& t) { t.PageKeys(), t.p.k.stride_batch = kMax; }},
+    {"block_table[1][1] = 5: must be in [0, num_pages = 5)", kInvalid, kData,
+     [](Problem& t) { t.PageKeys(), t.memory.array[4] = 5; }},
+    {"block_table[0][2] = -1", kInvalid, kData, [](Problem& t) { t.PageKeys(), t.memory.array[2] = -1; }},
+    {"out overlaps block_table", kInvalid, kData,
+     [](Problem& t) { t.PageKeys(), t.p.block_table = reinterpret_cast<int32_t*>(t.memory.out); }},
+    {"lse overlaps k", kInvalid, kData, [](Problem& t) { t.PageKeys(), t.p.lse.data = t.memory.k + 159; }},
     {"q_positions is set", kUnsupported, kAlways, [](Problem& t) { t.p.q_positions = t.memory.array; }},
     {"kv_positions is set", kUnsupported, kAlways, [](Problem& t) { t.p.kv_positions = t.memory.array; }},
     {"q_positions_stride", kUnsupported, kAlways, [](Problem& t) { t.p.q_positions_stride = 1; }},
@@ -387,6 +417,15 @@ const struct {
     {"scores transposed", [](Problem& t) { t.GiveScores(), t.p.scores.stride_row = 1, t.p.scores.stride_col = kQLen; }},
     {"mask broadcast over all but keys",
      [](Problem& t) { t.GiveMask(), t.p.mask.stride_batch = t.p.mask.stride_head = t.p.mask.stride_row = 0; }},
+    {"pages", [](Problem& t) { t.PageKeys(); }},
+    {"pages, all sequences of one table", [](Problem& t) { t.PageKeys(), t.p.block_table_stride = 0; }},
+    {"pages, an entry past kv_lens",
+     [](Problem& t) {
+       static const int32_t lens[] = {2, 5};
+       t.PageKeys(), t.p.kv_lens = lens, t.memory.array[1] = -1, t.memory.array[2] = 99;
+     }},
+    {"one page",
+     [](Problem& t) { t.PageKeys(), t.p.num_pages = 1, t.p.page_size = 5, t.p.block_table_stride = 0, t.p.k.stride_batch = kMax; }},
     {"slopes shared by the batch", [](Problem& t) { t.GiveSlopes(), t.p.alibi_stride_batch = 0; }},
     {"a mask of more columns than keys",
      [](Problem& t) {

@@ -63,6 +63,9 @@ struct AttentionTask {
   const float* sinks;   // [group], or null
   int64_t q_stride_head, q_stride_row;
   int64_t k_stride_row, v_stride_row;
+  const int32_t* block_table;            // of the sequence, null: not paged. Key j is row j % page_size of page block_table[j / page_size]
+  int64_t k_stride_page, v_stride_page;
+  int32_t page_size, num_pages;
   int64_t out_stride_head, out_stride_row;
   int64_t lse_stride_head, lse_stride_row;
   int64_t stats_stride_head;

@@ -148,25 +148,49 @@ HWY_INLINE void TransposeQ(const AttentionTask& t, const Tile& tile, float facto
   }
 }
 
-HWY_INLINE void LoadSide(const float* base, int64_t stride, int32_t kb, int32_t lo, int32_t hi, const float** rows, float* copy,
+// K or V, as AttentionTask has them.
+struct Side {
+  const float* base;
+  int64_t stride_row, stride_page;
+};
+HWY_INLINE Side KSide(const AttentionTask& t) { return {t.k, t.k_stride_row, t.k_stride_page}; }
+HWY_INLINE Side VSide(const AttentionTask& t) { return {t.v, t.v_stride_row, t.v_stride_page}; }
+
+HWY_INLINE const float* SideRow(const AttentionTask& t, const Side& side, int32_t key) {
+  if (!t.block_table) return side.base + key * side.stride_row;
+  // An entry that no permitted key needs may be anything, but its rows are read where they share a block with permitted keys: any
+  // row serves, since what it gives is replaced.
+  const int32_t entry = t.block_table[key / t.page_size];
+  const int32_t page = entry >= 0 && entry < t.num_pages ? entry : 0;
+  return side.base + page * side.stride_page + key % t.page_size * side.stride_row;
+}
+
+HWY_INLINE const float* KRow(const AttentionTask& t, int32_t key) { return SideRow(t, KSide(t), key); }
+HWY_INLINE const float* VRow(const AttentionTask& t, int32_t key) { return SideRow(t, VSide(t), key); }
+
+HWY_INLINE void LoadSide(const AttentionTask& t, const Side& side, int32_t kb, int32_t lo, int32_t hi, const float** rows, float* copy,
                          size_t dim) {
-  if (copy) {
-    for (int32_t j = lo; j <= hi; ++j) memcpy(copy + static_cast<size_t>(j - kb) * dim, base + j * stride, dim * sizeof(float));
+  for (int32_t j = lo; j <= hi;) {
+    // Keys of one page: one lookup.
+    const int32_t end = t.block_table ? HWY_MIN(hi + 1, j - j % t.page_size + t.page_size) : hi + 1;
+    for (const float* row = SideRow(t, side, j); j < end; ++j, row += side.stride_row) {
+      float* const to = copy ? copy + static_cast<size_t>(j - kb) * dim : nullptr;
+      if (to) memcpy(to, row, dim * sizeof(float));
+      rows[j - kb] = to ? to : row;
+    }
   }
   // Whole groups: a key outside [lo, hi] repeats the nearest inside, whose score is then replaced.
-  const int32_t begin = lo / kTileKeys * kTileKeys, end = HWY_MIN((hi / kTileKeys + 1) * kTileKeys, kb + kBlockKeys);
-  for (int32_t j = begin; j < end; ++j) {
-    const int32_t row = j < lo ? lo : j > hi ? hi : j;
-    rows[j - kb] = copy ? copy + static_cast<size_t>(row - kb) * dim : base + row * stride;
-  }
+  for (int32_t j = lo / kTileKeys * kTileKeys; j < lo; ++j) rows[j - kb] = rows[lo - kb];
+  const int32_t end = HWY_MIN((hi / kTileKeys + 1) * kTileKeys, kb + kBlockKeys);
+  for (int32_t j = hi + 1; j < end; ++j) rows[j - kb] = rows[hi - kb];
 }
 
 // Row pointers of block kb, of which the keys [lo, hi] are read. Rows that alias in L1 are copied first; the same bits.
 HWY_INLINE void LoadRows(const AttentionTask& t, const KernelScratch& s, int32_t kb, int32_t lo, int32_t hi) {
   const size_t k_dim = static_cast<size_t>(t.head_dim), v_dim = static_cast<size_t>(t.v_head_dim);
-  LoadSide(t.k, t.k_stride_row, kb, lo, hi, s.rows, s.copy && Aliases(t.k_stride_row) ? s.copy : nullptr, k_dim);
+  LoadSide(t, KSide(t), kb, lo, hi, s.rows, s.copy && Aliases(t.k_stride_row) ? s.copy : nullptr, k_dim);
   if (!t.v) return;  // the scores kernel needs K only
-  LoadSide(t.v, t.v_stride_row, kb, lo, hi, s.rows + kBlockKeys,
+  LoadSide(t, VSide(t), kb, lo, hi, s.rows + kBlockKeys,
            s.copy && Aliases(t.v_stride_row) ? s.copy + kBlockKeys * k_dim : nullptr, v_dim);
 }
 

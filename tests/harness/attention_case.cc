@@ -26,7 +26,8 @@ enum Tag : uint64_t {
   kTagKvLen,
   kTagPoison,
   kTagLayout,
-  kTagOptions
+  kTagOptions,
+  kTagPages
 };
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
@@ -143,7 +144,7 @@ AttentionCase::AttentionCase(const CaseSpec& spec_in) : spec(spec_in) {
     q_lens_ = GuardedArray<int32_t>(q_lens, guard);
     p.q_lens = q_lens_.data();
   }
-  if (has(kPackedKv)) {
+  if (has(kPackedKv) && !has(kPaged)) {
     const std::vector<int32_t> cu = Cumulative(kv_lens);
     p.total_kv = cu.back() + layout.Int(0, 2);
     cu_kv_ = GuardedArray<int32_t>(cu, guard);
@@ -155,6 +156,8 @@ AttentionCase::AttentionCase(const CaseSpec& spec_in) : spec(spec_in) {
     kv_lens_ = GuardedArray<int32_t>(kv_lens, guard);
     p.kv_lens = kv_lens_.data();
   }
+
+  if (has(kPaged)) AddPages(&layout, guard, &kv_shape);
 
   // Tensors.
   const auto make = [&](const Shape& shape, bool free_columns, bool input) {
@@ -169,12 +172,12 @@ AttentionCase::AttentionCase(const CaseSpec& spec_in) : spec(spec_in) {
   k = make(kv_shape, false, true);
   v = make(v_shape, false, true);
   out = make(out_shape, false, false);
-  Fill(q.get(), kTagQ, p.cu_seqlens_q, true, has(kSpread) ? static_cast<float>(rng.Pick({4, 12, 40})) : 1.0f);
-  Fill(k.get(), kTagK, p.cu_seqlens_kv, false, 1);
-  Fill(v.get(), kTagV, p.cu_seqlens_kv, false, 1);
+  Fill(q.get(), kTagQ, true, has(kSpread) ? static_cast<float>(rng.Pick({4, 12, 40})) : 1.0f);
+  Fill(k.get(), kTagK, false, 1);
+  Fill(v.get(), kTagV, false, 1);
   p.q = ContiguousColumns(View(*q, has(kPackedQ)), &layout);
-  p.k = ContiguousColumns(View(*k, has(kPackedKv)), &layout);
-  p.v = ContiguousColumns(View(*v, has(kPackedKv)), &layout);
+  p.k = ContiguousColumns(View(*k, p.cu_seqlens_kv), &layout);
+  p.v = ContiguousColumns(View(*v, p.cu_seqlens_kv), &layout);
   p.out = ContiguousColumns(View(*out, has(kPackedQ)), &layout);
   if (!has(kNoLse)) {
     Shape lse_shape = q_shape;
@@ -226,14 +229,51 @@ AttentionCase::AttentionCase(const CaseSpec& spec_in) : spec(spec_in) {
   if (has(kPoison) && !has(kBroadcast)) Poison();
 }
 
-void AttentionCase::Fill(TestTensor* t, uint64_t tag, const int32_t* cu, bool queries, float factor) {
+void AttentionCase::AddPages(Rng* layout, Guard guard, Shape* kv_shape) {
+  Rng rng(Mix(spec.seed ^ kTagPages));
+  p.page_size = rng.Pick({1, 2, 3, 8, 16, 16, 17, 32, 64, 100, 128, 129, 300});
+  const int64_t columns = (spec.kv_len + p.page_size - 1) / p.page_size;
+  p.block_table_stride = columns + layout->Int(0, 2);
+  std::vector<int32_t> table(static_cast<size_t>(spec.batch * p.block_table_stride), INT32_MIN), used;
+  // Some entries share a page that another one has; the rest of the pages are dealt in random order, a few are left over.
+  const size_t num_pages = table.size() + static_cast<size_t>(rng.Int(0, 2));
+  std::vector<int32_t> deal(num_pages);
+  for (size_t n = 0; n < num_pages; ++n) deal[n] = static_cast<int32_t>(n);
+  for (size_t n = 1; n < num_pages; ++n) std::swap(deal[n], deal[static_cast<size_t>(rng.Int(0, static_cast<int64_t>(n)))]);
+  const int share = static_cast<int>(rng.Pick({0, 0, 20}));
+  for (int64_t b = 0; b < spec.batch; ++b) {
+    for (int64_t n = 0; n * p.page_size < fovea::KvLen(p, b); ++n) {
+      const bool shared = !used.empty() && rng.Chance(share);
+      const int32_t page = shared ? used[static_cast<size_t>(rng.Int(0, static_cast<int64_t>(used.size()) - 1))] : deal.back();
+      if (!shared) deal.pop_back();
+      used.push_back(page);
+      table[static_cast<size_t>(b * p.block_table_stride + n)] = page;
+    }
+  }
+  block_table_ = GuardedArray<int32_t>(table, guard);
+  // A block_table that holds nothing must still be there.
+  static const int32_t none = 0;
+  p.block_table = table.empty() ? &none : block_table_.data();
+  p.num_pages = static_cast<int64_t>(num_pages);
+  kv_shape->batch = p.num_pages;
+  kv_shape->rows = p.page_size;
+}
+
+std::pair<int64_t, int64_t> AttentionCase::KvPlace(int64_t b, int64_t j) const {
+  if (p.block_table) return {p.block_table[b * p.block_table_stride + j / p.page_size], j % p.page_size};
+  return p.cu_seqlens_kv ? std::pair<int64_t, int64_t>{0, p.cu_seqlens_kv[b] + j} : std::pair<int64_t, int64_t>{b, j};
+}
+
+void AttentionCase::Fill(TestTensor* t, uint64_t tag, bool queries, float factor) {
   for (int64_t b = 0; b < p.batch; ++b) {
     const int64_t rows = queries ? fovea::QLen(p, b) : fovea::KvLen(p, b);
     for (int64_t h = 0; h < t->shape().heads; ++h) {
       for (int64_t i = 0; i < rows; ++i) {
+        const std::pair<int64_t, int64_t> place = !queries         ? KvPlace(b, i)
+                                                  : p.cu_seqlens_q ? std::make_pair(int64_t{0}, p.cu_seqlens_q[b] + i)
+                                                                   : std::make_pair(b, i);
         for (int64_t c = 0; c < t->shape().cols; ++c) {
-          t->F32(cu ? 0 : b, h, (cu ? cu[b] : 0) + i, c) =
-              factor * NormalFromBits(ElementBits(spec.seed, tag, b, h, i, c));
+          t->F32(place.first, h, place.second, c) = factor * NormalFromBits(ElementBits(spec.seed, tag, b, h, i, c));
         }
       }
     }
@@ -290,23 +330,47 @@ void AttentionCase::AddMaskAndBias(Rng* layout, Guard guard) {
 
 void AttentionCase::Poison() {
   const bool raw = p.scores_stage == FOVEA_SCORES_RAW || p.scores_stage == FOVEA_SCORES_SOFT_CAPPED;
+  // Rows of k and v: 0 outside all sequences, 1 held by one, 2 attended to. Shared pages have several holders.
+  const Shape& shape = k->shape();
+  std::vector<char> state(static_cast<size_t>(shape.batch * shape.heads * shape.rows));
+  const auto at = [&](int64_t kv_head, std::pair<int64_t, int64_t> place) -> char& {
+    return state[static_cast<size_t>((place.first * shape.heads + kv_head) * shape.rows + place.second)];
+  };
+  std::vector<int32_t> table;
+  if (p.block_table) table.assign(p.block_table, p.block_table + p.batch * p.block_table_stride);
   for (int64_t b = 0; b < p.batch; ++b) {
-    const int64_t kv_row = p.cu_seqlens_kv ? p.cu_seqlens_kv[b] : 0;
-    const int64_t kv_batch = p.cu_seqlens_kv ? 0 : b;
+    std::vector<char> needed(static_cast<size_t>(p.block_table ? p.block_table_stride : 0));
     for (int64_t j = 0; j < fovea::KvLen(p, b); ++j) {
       for (int64_t kv_head = 0; kv_head < p.num_kv_heads; ++kv_head) {
         bool attended = false;
         for (int64_t h = kv_head * group(); h < (kv_head + 1) * group(); ++h) {
           for (int64_t i = 0; i < fovea::QLen(p, b); ++i) attended |= fovea::Permitted(p, b, h, i, j);
         }
-        if (attended) continue;
-        const uint64_t bits = ElementBits(spec.seed, kTagPoison, b, kv_head, j, 0);
+        char& row = at(kv_head, KvPlace(b, j));
+        row = std::max<char>(row, attended ? 2 : 1);
+        if (p.block_table && (attended || (raw && fovea::QLen(p, b) > 0))) needed[static_cast<size_t>(j / p.page_size)] = 1;
+      }
+    }
+    for (size_t n = 0; n < needed.size(); ++n) {
+      static constexpr int32_t kGarbage[] = {-1, INT32_MIN, INT32_MAX, -77777};
+      if (needed[n]) continue;
+      const uint64_t bits = ElementBits(spec.seed, kTagPages, b, static_cast<int64_t>(n), 0, 0);
+      table[static_cast<size_t>(b * p.block_table_stride) + n] =
+          bits % 5 == 4 ? static_cast<int32_t>(p.num_pages) : kGarbage[bits % 5];
+    }
+  }
+  for (int64_t b = 0; b < shape.batch; ++b) {
+    for (int64_t kv_head = 0; kv_head < shape.heads; ++kv_head) {
+      for (int64_t row = 0; row < shape.rows; ++row) {
+        if (at(kv_head, {b, row}) != 1) continue;
+        const uint64_t bits = ElementBits(spec.seed, kTagPoison, b, kv_head, row, 0);
         const float poison = bits % 3 == 0 ? kNan : bits % 3 == 1 ? kInf : -kInf;
-        for (int64_t c = 0; c < v->shape().cols; ++c) v->F32(kv_batch, kv_head, kv_row + j, c) = poison;
-        for (int64_t c = 0; c < k->shape().cols && !raw; ++c) k->F32(kv_batch, kv_head, kv_row + j, c) = poison;
+        for (int64_t c = 0; c < v->shape().cols; ++c) v->F32(b, kv_head, row, c) = poison;
+        for (int64_t c = 0; c < k->shape().cols && !raw; ++c) k->F32(b, kv_head, row, c) = poison;
       }
     }
   }
+  if (!table.empty()) std::copy(table.begin(), table.end(), block_table_.data());
   if (!bias || p.mask_offsets == p.cu_seqlens_q) return;  // rows of bias must be one query's own
   fovea_attention_params without_bias = p;
   without_bias.bias = fovea_tensor{};
@@ -383,6 +447,7 @@ std::string AttentionCase::Describe() const {
   add(p.kv_lens, "kv_lens" + list(p.kv_lens, p.batch));
   add(p.cu_seqlens_q, "cu_seqlens_q" + list(p.cu_seqlens_q, p.batch + 1));
   add(p.cu_seqlens_kv, "cu_seqlens_kv" + list(p.cu_seqlens_kv, p.batch + 1));
+  add(p.block_table, "page_size " + std::to_string(p.page_size) + " num_pages " + std::to_string(p.num_pages));
   add(p.causal, "causal");
   add(p.q_align == FOVEA_Q_ALIGN_BOTTOM_RIGHT, "bottom-right");
   add(p.q_offset, "q_offset " + std::to_string(p.q_offset));
@@ -552,8 +617,8 @@ fovea_attention_params AloneParams(const fovea_attention_params& p, int64_t b) {
   shift(&alone.out, p.cu_seqlens_q, 4);
   shift(&alone.lse, p.cu_seqlens_q, 4);
   shift(&alone.scores, p.cu_seqlens_q, 4);
-  shift(&alone.k, p.cu_seqlens_kv, 4);
-  shift(&alone.v, p.cu_seqlens_kv, 4);
+  if (!p.block_table) shift(&alone.k, p.cu_seqlens_kv, 4);
+  if (!p.block_table) shift(&alone.v, p.cu_seqlens_kv, 4);
   shift(&alone.mask, nullptr, 1);
   shift(&alone.bias, nullptr, 4);
   const int64_t offset = p.mask_offsets ? p.mask_offsets[b] : 0;
@@ -563,6 +628,7 @@ fovea_attention_params AloneParams(const fovea_attention_params& p, int64_t b) {
   if (p.mask.data || p.bias.data) {
     alone.mask_kv_len = p.mask_kv_len ? p.mask_kv_len : p.cu_seqlens_kv ? fovea::KvLen(p, b) : p.kv_len;
   }
+  if (p.block_table) alone.block_table = p.block_table + b * p.block_table_stride;
   alone.batch = 1;
   alone.q_len = fovea::QLen(p, b);
   alone.kv_len = fovea::KvLen(p, b);
