@@ -39,7 +39,10 @@ int64_t MaxPartRows(const fovea_attention_params& p, int64_t rows, uint32_t flag
   return flags & FOVEA_BATCH_INVARIANT ? 0 : std::min(kMaxParts * rows, PartRows(p.num_kv_heads));
 }
 
-bool IsDecodeRows(int64_t rows, uint32_t flags) { return rows <= kDecodeMaxRows && !(flags & FOVEA_BATCH_INVARIANT); }
+bool IsDecodeRows(const fovea_attention_params& p, int64_t rows, uint32_t flags) {
+  // The dot-product kernel does not know positions yet.
+  return rows <= kDecodeMaxRows && !(flags & FOVEA_BATCH_INVARIANT) && !p.q_positions && !p.kv_positions;
+}
 
 // Cuts memory into aligned arrays; with base null only counts. Overflow sticks.
 class Carver {
@@ -132,7 +135,7 @@ float TaskCost(const fovea_attention_params& p, const AttentionTask& range, cons
   int32_t lo0, hi0, lo1, hi1;
   RowRange(t, task.lane_begin / group, &lo0, &hi0);
   RowRange(t, (task.lane_begin + task.lane_count - 1) / group, &lo1, &hi1);
-  const double keys = 0.5 * ((hi0 - lo0 + 1) + (hi1 - lo1 + 1));
+  const double keys = t.kv_positions ? t.kv_end - t.kv_begin : 0.5 * ((hi0 - lo0 + 1) + (hi1 - lo1 + 1));
   const double dims = static_cast<double>(p.head_dim + p.v_head_dim);
   // In FLOP: 2 per multiply-add and lane, and what reading a K or V element costs (4 bytes at some 20 GB/s beside some 50 GFLOP/s).
   return static_cast<float>(dims * (keys * (2.0 * task.lane_count + 10.0) + 10.0 * task.lane_count));
@@ -150,6 +153,8 @@ void FillRange(const fovea_attention_params& p, int64_t b, AttentionTask* t) {
   t->window_left = p.window_left;
   t->window_right = p.window_right;
   t->pos0 = PositionOffset(p, b);
+  t->q_positions = QPositions(p, b);
+  t->kv_positions = KvPositions(p, b);
   t->mask = static_cast<const uint8_t*>(p.mask.data);
   t->bias = static_cast<const float*>(p.bias.data);
   t->mask_cols = p.mask_kv_len ? p.mask_kv_len : p.cu_seqlens_kv ? kv_len : p.kv_len;
@@ -211,7 +216,7 @@ fovea_status BuildPlan(const fovea_attention_params& p, uint32_t flags, const Ta
     FillRange(p, b, &range);
     const int64_t rows = QLen(p, b) * group, kv_len = KvLen(p, b);
     const int64_t part_keys = PartKeys(p, rows, kv_len, flags), parts = std::max<int64_t>(CeilDiv(kv_len, part_keys), 1);
-    const bool decode = IsDecodeRows(rows, flags);
+    const bool decode = IsDecodeRows(p, rows, flags);
     const double tiles = task_pairs / static_cast<double>(std::clamp<int64_t>(kv_len, 1, part_keys) * tile_lanes);
     const int64_t tiles_per_task = static_cast<int64_t>(std::clamp(tiles, 1.0, static_cast<double>(max_tiles)));
     const int64_t lanes_per_task = decode ? kDecodeMaxRows : tiles_per_task * tile_lanes;
@@ -356,7 +361,13 @@ double UsefulPairs(const fovea_attention_params& p) {
     for (int64_t i = 0; i < t.q_len; ++i) {
       int32_t lo, hi;
       RowRange(t, i, &lo, &hi);
-      pairs += hi - lo + 1;
+      if (!t.kv_positions) {
+        pairs += hi - lo + 1;
+        continue;
+      }
+      int64_t keys = 0;
+      for (int64_t j = 0; j < t.kv_len; ++j) keys += t.kv_positions[j] >= lo && t.kv_positions[j] <= hi;
+      pairs += static_cast<double>(keys);
     }
   }
   return pairs * static_cast<double>(p.num_q_heads);

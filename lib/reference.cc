@@ -44,15 +44,23 @@ E MaskElement(const fovea_attention_params& p, const fovea_tensor& t, int64_t b,
   return Row<const E>(t, nullptr, b, h, i + (p.mask_offsets ? p.mask_offsets[b] : 0))[column * t.stride_col];
 }
 
+int64_t QueryPosition(const fovea_attention_params& p, int64_t b, int64_t i) {
+  return p.q_positions ? QPositions(p, b)[i] : i + PositionOffset(p, b);
+}
+int64_t KeyPosition(const fovea_attention_params& p, int64_t b, int64_t j) {
+  return p.kv_positions ? KvPositions(p, b)[j] : j;
+}
+
 double Finite(double x) { return std::isfinite(x) ? x : 0; }
 
 }  // namespace
 
 bool Permitted(const fovea_attention_params& p, int64_t b, int64_t h, int64_t i, int64_t j) {
-  const int64_t pos = i + PositionOffset(p, b);
-  if (p.causal && j > pos) return false;
-  if (p.window_left >= 0 && pos - j > p.window_left) return false;
-  if (p.window_right >= 0 && j - pos > p.window_right) return false;
+  const int64_t pos = QueryPosition(p, b, i), at = KeyPosition(p, b, j);
+  if (p.kv_positions && at < 0) return false;
+  if (p.causal && at > pos) return false;
+  if (p.window_left >= 0 && pos - at > p.window_left) return false;
+  if (p.window_right >= 0 && at - pos > p.window_right) return false;
   if (!p.mask.data && !p.bias.data) return true;
   const int64_t column = MaskColumn(p, b, j);
   if (column < 0) return true;
@@ -65,7 +73,7 @@ template <typename T>
 void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t i, ReferenceRow<T>* row) {
   const int64_t kv_len = KvLen(p, b);
   const int64_t kv_head = h / (p.num_q_heads / p.num_kv_heads);
-  const int64_t pos = i + PositionOffset(p, b);
+  const int64_t pos = QueryPosition(p, b, i);
   const T minus_inf = -std::numeric_limits<T>::infinity();
   const T scale = std::isnan(p.scale) ? T{1} / std::sqrt(static_cast<T>(p.head_dim)) : static_cast<T>(p.scale);
   const T cap = static_cast<T>(p.logits_soft_cap);
@@ -110,7 +118,7 @@ void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t 
     }
     if (p.alibi_slopes) {
       const T slope = static_cast<T>(p.alibi_slopes[b * p.alibi_stride_batch + h]);
-      const T term = slope * static_cast<T>(std::abs(j - pos));
+      const T term = slope * static_cast<T>(std::abs(KeyPosition(p, b, j) - pos));
       score -= term;
       row->magnitudes[at] += std::fabs(static_cast<double>(term));
     }

@@ -10,7 +10,8 @@
  *   O[i]     = sum_j P[i][j] V[j]
  *   LSE[i]   = log(sum_j exp(S[i][j]) + exp(sinks[h]))                   natural logarithm; the sink only where given
  *
- *   pos(i) = i + q_offset (or q_offsets[b])  [+ kv_len_b - q_len_b with FOVEA_Q_ALIGN_BOTTOM_RIGHT]
+ *   pos(i) = i + q_offset (or q_offsets[b])  [+ kv_len_b - q_len_b with FOVEA_Q_ALIGN_BOTTOM_RIGHT], or q_positions[b][i];
+ *   with kv_positions, kv_positions[b][j] stands for j here and in ALiBi's distance.
  *   causal: j <= pos(i).   window: pos(i) - window_left <= j <= pos(i) + window_right, -1 leaves a side open.
  *   Query head h reads kv head h / (num_q_heads / num_kv_heads).
  *
@@ -196,18 +197,21 @@ typedef struct fovea_attention_params {
    * cu_seqlens_kv. Key j of sequence b is row j % page_size of page block_table[b * block_table_stride + j / page_size]. Pages lie
    * in any order and may be shared, within a sequence and between them. Only entries of keys that some row may attend to must be
    * pages, in [0, num_pages); others may hold anything (where neither length, causality nor window let a row need them they are not
-   * read), but scores RAW and SOFT_CAPPED need every key. An entry that is needed and is no page is FOVEA_ERR_INVALID_ARGUMENT.
+   * read, unless there are positions), but scores RAW and SOFT_CAPPED need every key. An entry that is needed and is no page is FOVEA_ERR_INVALID_ARGUMENT.
    * The same bits as from a contiguous copy. All 0 without block_table. */
   const int32_t* block_table; /* [batch][block_table_stride] page numbers */
   int64_t block_table_stride; /* 0: one row for all sequences; else at least the pages of the longest sequence */
   int64_t num_pages;          /* below 2^31, may be 0 */
   int64_t page_size;          /* keys of a page, any positive number below 2^30 */
 
-  /* RESERVED: positions that replace pos(i) and j in causality, window and ALiBi. */
-  const int32_t* q_positions;  /* [batch][q_positions_stride] */
-  const int32_t* kv_positions; /* [batch][kv_positions_stride]; negative = forbidden */
-  int64_t q_positions_stride;
-  int64_t kv_positions_stride;
+  /* Where queries and keys stand, each optional: q_positions replaces pos(i), kv_positions j, in causality, window and ALiBi (ring
+   * buffers of keys, shared caches, trees of drafts); columns of mask, bias and scores, lengths and pages go on counting rows. In any
+   * order, the same place more than once. On a packed side they lie as its rows do, [total_q] or [total_kv], and the stride is 0. The
+   * bits of the same call without, where they are the rows' own order, with FOVEA_BATCH_INVARIANT. */
+  const int32_t* q_positions;  /* [batch][q_positions_stride], within +-2^30; with q_offset 0, no q_offsets, q_align TOP_LEFT */
+  const int32_t* kv_positions; /* [batch][kv_positions_stride], below 2^30; a key at a negative one is forbidden */
+  int64_t q_positions_stride;  /* 0: one row for all sequences; else at least the rows of the longest */
+  int64_t kv_positions_stride; /* likewise */
 
   /* RESERVED: scales of an int8 cache, F32. */
   fovea_tensor k_scale;         /* [batch][num_kv_heads][kv_len] */
@@ -272,7 +276,7 @@ typedef struct fovea_plan fovea_plan;
 
 /* Checks params and writes a plan into mem (fovea_attention_workspace_size() bytes, any alignment). *plan points into mem. It
  * serves any params of the same shapes, strides, options and lengths (contents of arrays included) with other data
- * pointers, such as all layers of a model, and another block_table (num_pages and page_size the same); the target is fixed here, exec->workspace is not used. It holds the scratch of exec->num_threads workers: one run of it at a time. */
+ * pointers, such as all layers of a model, and another block_table (num_pages and page_size the same) and other positions; the target is fixed here, exec->workspace is not used. It holds the scratch of exec->num_threads workers: one run of it at a time. */
 FOVEA_API fovea_status fovea_attention_plan(const fovea_attention_params* params, const fovea_exec* exec, void* mem,
                                             size_t bytes, const fovea_plan** plan);
 /* Phases run one after another; the tasks of a phase are independent. */

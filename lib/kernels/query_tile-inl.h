@@ -23,7 +23,7 @@ struct Tile {
   int32_t *lo, *hi, *pos;
   int32_t first_lane, lanes;
   int32_t vecs;  // L / N: kTileVecs, fewer in a task's last tile
-  int32_t any_lo, any_hi;  // union of the lanes' ranges of keys; empty if any_lo > any_hi
+  int32_t any_lo, any_hi;  // union of the lanes' ranges (RowRange); empty if any_lo > any_hi
   int32_t all_lo, all_hi;  // intersection
 };
 
@@ -58,7 +58,7 @@ HWY_INLINE size_t SetUpTiles(const AttentionTask& t, const KernelScratch& s, Til
       if (lane < tile.lanes) {
         const int32_t i = (tile.first_lane + lane) / t.group, h = (tile.first_lane + lane) % t.group;
         RowRange(t, i, &lo, &hi);
-        pos = static_cast<int32_t>(i + t.pos0);
+        pos = static_cast<int32_t>(Position(t, i));
         if (t.slopes) slope = t.slopes[h];
         if (lo <= hi) {
           tile.any_lo = HWY_MIN(tile.any_lo, lo);
@@ -76,9 +76,11 @@ HWY_INLINE size_t SetUpTiles(const AttentionTask& t, const KernelScratch& s, Til
   return n;
 }
 
-HWY_INLINE void KeyUnion(const Tile* tiles, size_t num_tiles, int32_t* lo, int32_t* hi) {
+// Keys that some tile may need.
+HWY_INLINE void KeyUnion(const AttentionTask& t, const Tile* tiles, size_t num_tiles, int32_t* lo, int32_t* hi) {
   *lo = INT32_MAX;
   *hi = -1;
+  if (t.kv_positions) return TaskKeys(t, lo, hi);
   for (size_t n = 0; n < num_tiles; ++n) {
     *lo = HWY_MIN(*lo, tiles[n].any_lo);
     *hi = HWY_MAX(*hi, tiles[n].any_hi);
@@ -243,7 +245,12 @@ HWY_NOINLINE void QkStoreGroup(const Tile& tile, const float* const* k, size_t h
   StoreGroup<NV>(p, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
 }
 
-// The score of one key for the lanes at c: options applied, -inf where forbidden. allow (optional) notes permission.
+// Where key `key` stands; nowhere past the last.
+HWY_INLINE int32_t KeyPosition(const int32_t* kv_positions, int32_t key, int32_t end) {
+  return !kv_positions ? key : key < end ? kv_positions[key] : -1;
+}
+
+// The score of the key that stands at `key` for the lanes at c: options applied, -inf where forbidden. allow (optional) notes permission.
 template <class V>
 HWY_INLINE V MaskedScore(const Tile& tile, const ScoreRule& score, int32_t key, const float* bias, float* allow, V s, size_t c) {
   const DF d;

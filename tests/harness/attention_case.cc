@@ -27,7 +27,9 @@ enum Tag : uint64_t {
   kTagPoison,
   kTagLayout,
   kTagOptions,
-  kTagPages
+  kTagPages,
+  kTagQPosition,
+  kTagKvPosition
 };
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
@@ -193,9 +195,12 @@ AttentionCase::AttentionCase(const CaseSpec& spec_in) : spec(spec_in) {
 
   // Options.
   if (has(kCausal)) p.causal = 1;
-  if (has(kBottomRight)) p.q_align = FOVEA_Q_ALIGN_BOTTOM_RIGHT;
+  AddPositions(guard);
+  if (has(kBottomRight) && !has(kQPositions)) p.q_align = FOVEA_Q_ALIGN_BOTTOM_RIGHT;
   const int64_t reach = s.kv_len + 3;
-  if (has(kQOffsets)) {
+  if (has(kQPositions)) {
+    // In place of the other ways to say where queries stand.
+  } else if (has(kQOffsets)) {
     std::vector<int32_t> offsets;
     for (int64_t b = 0; b < s.batch; ++b) offsets.push_back(static_cast<int32_t>(rng.Int(-reach, reach)));
     q_offsets_ = GuardedArray<int32_t>(offsets, guard);
@@ -235,16 +240,19 @@ void AttentionCase::AddPages(Rng* layout, Guard guard, Shape* kv_shape) {
   const int64_t columns = (spec.kv_len + p.page_size - 1) / p.page_size;
   p.block_table_stride = columns + layout->Int(0, 2);
   std::vector<int32_t> table(static_cast<size_t>(spec.batch * p.block_table_stride), INT32_MIN), used;
-  // Some entries share a page that another one has; the rest of the pages are dealt in random order, a few are left over.
+  // Some entries share a page that another one has; the rest of the pages are dealt in random order, a few are left
+  // over.
   const size_t num_pages = table.size() + static_cast<size_t>(rng.Int(0, 2));
   std::vector<int32_t> deal(num_pages);
   for (size_t n = 0; n < num_pages; ++n) deal[n] = static_cast<int32_t>(n);
-  for (size_t n = 1; n < num_pages; ++n) std::swap(deal[n], deal[static_cast<size_t>(rng.Int(0, static_cast<int64_t>(n)))]);
+  for (size_t n = 1; n < num_pages; ++n)
+    std::swap(deal[n], deal[static_cast<size_t>(rng.Int(0, static_cast<int64_t>(n)))]);
   const int share = static_cast<int>(rng.Pick({0, 0, 20}));
   for (int64_t b = 0; b < spec.batch; ++b) {
     for (int64_t n = 0; n * p.page_size < fovea::KvLen(p, b); ++n) {
       const bool shared = !used.empty() && rng.Chance(share);
-      const int32_t page = shared ? used[static_cast<size_t>(rng.Int(0, static_cast<int64_t>(used.size()) - 1))] : deal.back();
+      const int32_t page =
+          shared ? used[static_cast<size_t>(rng.Int(0, static_cast<int64_t>(used.size()) - 1))] : deal.back();
       if (!shared) deal.pop_back();
       used.push_back(page);
       table[static_cast<size_t>(b * p.block_table_stride + n)] = page;
@@ -257,6 +265,39 @@ void AttentionCase::AddPages(Rng* layout, Guard guard, Shape* kv_shape) {
   p.num_pages = static_cast<int64_t>(num_pages);
   kv_shape->batch = p.num_pages;
   kv_shape->rows = p.page_size;
+}
+
+// Where row i of `length` stands: shifted, around a ring, or anywhere, twice at one place included.
+int32_t PositionValue(uint64_t seed, Tag tag, int64_t b, int64_t i, int64_t length) {
+  Rng element(ElementBits(seed, tag, b, 0, i, 0)), sequence(ElementBits(seed, tag, b, 1, 0, 0));
+  const int64_t kind = sequence.Int(0, 2), shift = sequence.Int(0, length);
+  if (tag == kTagKvPosition && element.Chance(10)) return element.Chance(50) ? -1 : INT32_MIN;
+  return static_cast<int32_t>(kind == 0 ? i + shift : kind == 1 ? (i + shift) % length : element.Int(0, length + 3));
+}
+
+void AttentionCase::AddPositions(Guard guard) {
+  const auto make = [&](Tag tag, const int32_t* cu, int64_t total, int64_t* stride, GuardedArray<int32_t>* array) {
+    const bool queries = tag == kTagQPosition;
+    int64_t longest = 0;
+    for (int64_t b = 0; b < p.batch; ++b) longest = std::max(longest, queries ? fovea::QLen(p, b) : fovea::KvLen(p, b));
+    if (!cu) *stride = longest + static_cast<int64_t>(spec.seed % 3);
+    std::vector<int32_t> values(static_cast<size_t>(cu ? total : p.batch * *stride) + 1, INT32_MAX);
+    for (int64_t b = 0; b < p.batch; ++b) {
+      const int64_t length = queries ? fovea::QLen(p, b) : fovea::KvLen(p, b);
+      for (int64_t i = 0; i < length; ++i) {
+        values[static_cast<size_t>((cu ? cu[b] : b * *stride) + i)] =
+            PositionValue(spec.seed, tag, b, i, spec.kv_len + 1);
+      }
+    }
+    *array = GuardedArray<int32_t>(values, guard);
+    return array->data();
+  };
+  if (spec.options & kQPositions) {
+    p.q_positions = make(kTagQPosition, p.cu_seqlens_q, p.total_q, &p.q_positions_stride, &q_positions_);
+  }
+  if (spec.options & kKvPositions) {
+    p.kv_positions = make(kTagKvPosition, p.cu_seqlens_kv, p.total_kv, &p.kv_positions_stride, &kv_positions_);
+  }
 }
 
 std::pair<int64_t, int64_t> AttentionCase::KvPlace(int64_t b, int64_t j) const {
@@ -348,7 +389,8 @@ void AttentionCase::Poison() {
         }
         char& row = at(kv_head, KvPlace(b, j));
         row = std::max<char>(row, attended ? 2 : 1);
-        if (p.block_table && (attended || (raw && fovea::QLen(p, b) > 0))) needed[static_cast<size_t>(j / p.page_size)] = 1;
+        if (p.block_table && (attended || (raw && fovea::QLen(p, b) > 0)))
+          needed[static_cast<size_t>(j / p.page_size)] = 1;
       }
     }
     for (size_t n = 0; n < needed.size(); ++n) {
@@ -448,6 +490,8 @@ std::string AttentionCase::Describe() const {
   add(p.cu_seqlens_q, "cu_seqlens_q" + list(p.cu_seqlens_q, p.batch + 1));
   add(p.cu_seqlens_kv, "cu_seqlens_kv" + list(p.cu_seqlens_kv, p.batch + 1));
   add(p.block_table, "page_size " + std::to_string(p.page_size) + " num_pages " + std::to_string(p.num_pages));
+  add(p.q_positions, "q_positions");
+  add(p.kv_positions, "kv_positions");
   add(p.causal, "causal");
   add(p.q_align == FOVEA_Q_ALIGN_BOTTOM_RIGHT, "bottom-right");
   add(p.q_offset, "q_offset " + std::to_string(p.q_offset));
@@ -629,6 +673,9 @@ fovea_attention_params AloneParams(const fovea_attention_params& p, int64_t b) {
     alone.mask_kv_len = p.mask_kv_len ? p.mask_kv_len : p.cu_seqlens_kv ? fovea::KvLen(p, b) : p.kv_len;
   }
   if (p.block_table) alone.block_table = p.block_table + b * p.block_table_stride;
+  alone.q_positions = fovea::QPositions(p, b);
+  alone.kv_positions = fovea::KvPositions(p, b);
+  alone.q_positions_stride = alone.kv_positions_stride = 0;
   alone.batch = 1;
   alone.q_len = fovea::QLen(p, b);
   alone.kv_len = fovea::KvLen(p, b);

@@ -43,7 +43,9 @@ enum Option : uint32_t {
       1u << 22,  // NaN and Inf in every K and V row that no query may attend to, NaN in bias where the rest forbids
   kSpread = 1u << 23,  // larger scores: peaked weights, many rescales
   kPaged = 1u << 24,   // keys in pages, in random order, some shared; with kPoison garbage in entries that no row needs
-  kAllOptions = (1u << 25) - 1
+  kQPositions = 1u << 25,   // instead of q_offset, q_offsets and q_align
+  kKvPositions = 1u << 26,  // some negative
+  kAllOptions = (1u << 27) - 1
 };
 
 // Element values depend on seed and on (sequence, head, row, column) only, so that cases of the same seed and shape
@@ -86,12 +88,14 @@ class AttentionCase {
 
  private:
   friend std::string RunAndCheck(AttentionCase* c, const fovea_exec* exec);
+  void AddPositions(Guard guard);
   void AddPages(Rng* layout, Guard guard, Shape* kv_shape);
   void Fill(TestTensor* t, uint64_t tag, bool queries, float factor);
   void AddMaskAndBias(Rng* rng, Guard guard);
   void Poison();
 
-  GuardedArray<int32_t> q_lens_, kv_lens_, cu_q_, cu_kv_, q_offsets_, mask_offsets_, block_table_;
+  GuardedArray<int32_t> q_lens_, kv_lens_, cu_q_, cu_kv_, q_offsets_, mask_offsets_, block_table_, q_positions_,
+      kv_positions_;
   GuardedArray<float> alibi_, sinks_;
 };
 
