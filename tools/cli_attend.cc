@@ -105,6 +105,23 @@ fovea_tensor Broadcast(const char* option, const std::string& path, const NpyArr
   return view;
 }
 
+// An operand [batch, heads, rows, dim] in pages [heads, page_size, dim], the last rows first, and where they lie.
+std::vector<float> DealPages(const NpyArray& array, int64_t page_size, std::vector<int32_t>* table) {
+  const int64_t heads = array.shape[1], rows = array.shape[2], dim = array.shape[3];
+  const int64_t columns = (rows + page_size - 1) / page_size, num_pages = array.shape[0] * columns;
+  std::vector<float> pages(Elements("the pages", {num_pages, heads, page_size, dim}));
+  table->resize(static_cast<size_t>(num_pages));
+  for (int64_t n = 0; n < num_pages; ++n) {
+    const int64_t page = num_pages - 1 - n, b = n / columns, first = n % columns * page_size;
+    (*table)[static_cast<size_t>(n)] = static_cast<int32_t>(page);
+    for (int64_t h = 0; h < heads; ++h) {
+      std::copy_n(array.f32.data() + ((b * heads + h) * rows + first) * dim, std::min(page_size, rows - first) * dim,
+                  pages.data() + (page * heads + h) * page_size * dim);
+    }
+  }
+  return pages;
+}
+
 // The largest |got - want| / max(1, |want| * relative). Equal infinities, and NaN at the same place, are no error; any
 // other NaN or infinity is an infinite one.
 double LargestError(const std::vector<float>& got, const std::vector<float>& want, double relative) {
@@ -172,6 +189,7 @@ double MedianSeconds(const fovea_attention_params& params, const fovea_exec& exe
 
 int RunAttend(const AttendOptions& o) {
   if (o.repeat < 1) throw InputError(fmt::format("--repeat {}: at least 1", o.repeat));
+  if (o.page_size < 0) throw InputError(fmt::format("--page-size {}: at least 1", o.page_size));
   if (o.scale && std::isnan(*o.scale)) throw InputError("--scale nan: a number is wanted");
   if (o.tolerance && !(*o.tolerance >= 0)) throw InputError(fmt::format("--tolerance {}: at least 0", *o.tolerance));
   if (!o.target.empty()) ThrowOnError(fovea_set_target(o.target.c_str()));
@@ -198,6 +216,19 @@ int RunAttend(const AttendOptions& o) {
   params.q = Contiguous(q.f32.data(), q.shape);
   params.k = Contiguous(k.f32.data(), k.shape);
   params.v = Contiguous(v.f32.data(), v.shape);
+  std::vector<int32_t> table;
+  std::vector<float> k_pages, v_pages;
+  if (o.page_size > 0) {
+    k_pages = DealPages(k, o.page_size, &table);
+    v_pages = DealPages(v, o.page_size, &table);
+    params.k = Contiguous(k_pages.data(), {0, k.shape[1], o.page_size, k.shape[3]});
+    params.v = Contiguous(v_pages.data(), {0, v.shape[1], o.page_size, v.shape[3]});
+    params.page_size = o.page_size;
+    params.num_pages = static_cast<int64_t>(table.size());
+    params.block_table_stride = (params.kv_len + o.page_size - 1) / o.page_size;
+    table.resize(table.size() + 1);  // without pages it is a table still
+    params.block_table = table.data();
+  }
   params.causal = o.causal;
   params.window_left = o.window_left;
   params.window_right = o.window_right;

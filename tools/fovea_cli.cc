@@ -74,6 +74,9 @@ void AddAttendOptions(CLI::App* attend, AttendOptions* o) {
                    "Default 2e-6, for --expect times max(1, largest |V|)")
       ->type_name("X");
   attend->add_option("--threads", o->threads, "default: all that OpenMP would use")->type_name("N")->check(whole);
+  attend->add_option("--page-size", o->page_size, "deal K and V into pages of this many keys first")
+      ->type_name("N")
+      ->check(whole);
   attend->add_option("--target", o->target, "instruction set, one of `fovea info`")->type_name("NAME");
   attend->add_option("--repeat", o->repeat, "timed runs after the first; the median is printed")
       ->type_name("N")
