@@ -170,11 +170,15 @@ HWY_INLINE const float* SideRow(const AttentionTask& t, const Side& side, int32_
 HWY_INLINE const float* KRow(const AttentionTask& t, int32_t key) { return SideRow(t, KSide(t), key); }
 HWY_INLINE const float* VRow(const AttentionTask& t, int32_t key) { return SideRow(t, VSide(t), key); }
 
+// How many of the n keys from `key` on lie one row stride apart: those of its page.
+HWY_INLINE int32_t KeysInStride(const AttentionTask& t, int32_t key, int32_t n) {
+  return t.block_table ? HWY_MIN(n, t.page_size - key % t.page_size) : n;
+}
+
 HWY_INLINE void LoadSide(const AttentionTask& t, const Side& side, int32_t kb, int32_t lo, int32_t hi, const float** rows, float* copy,
                          size_t dim) {
   for (int32_t j = lo; j <= hi;) {
-    // Keys of one page: one lookup.
-    const int32_t end = t.block_table ? HWY_MIN(hi + 1, j - j % t.page_size + t.page_size) : hi + 1;
+    const int32_t end = j + KeysInStride(t, j, hi + 1 - j);
     for (const float* row = SideRow(t, side, j); j < end; ++j, row += side.stride_row) {
       float* const to = copy ? copy + static_cast<size_t>(j - kb) * dim : nullptr;
       if (to) memcpy(to, row, dim * sizeof(float));
