@@ -35,7 +35,7 @@ enum ScoresStage : int32_t { kScoresNone, kScoresRaw, kScoresSoftCapped, kScores
 struct KernelScratch {
   float* qt;          // [tile][head_dim][lanes]     prefill: Q^T, scaled.    decode: [row][head_dim padded]
   float* ot;          // [tile][v_head_dim][lanes]   prefill: O^T.            decode: [row][v_head_dim]
-  float* p;           // [tile][kBlockKeys][lanes]   prefill: S^T, then P^T.  decode: [row][kBlockKeys]
+  float* p;           // [tile][kBlockKeys][lanes]   prefill: S^T, then P^T.  decode: [row][2][kBlockKeys / 2]
   float* m;           // [tile][lanes]               running maximum, log2 units
   float* l;           // [tile][2][lanes]            running sum: of earlier blocks, and of this one
   float* bias;        // [kBlockKeys][lanes]         one tile's mask and bias, transposed; -inf = forbidden
