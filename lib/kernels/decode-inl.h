@@ -134,16 +134,16 @@ HWY_INLINE void DotKeys(const float* const* k, const float* HWY_RESTRICT q, size
 // Rows that the next pass reads, brought into L2 while this one computes: K and V are walked in turn, and the products take 4 rows at a time, column by
 // column, an order in which the hardware's prefetcher sees no stream.
 struct Ahead {
-  const float* base;  // its first row
-  int64_t stride;
-  size_t rows, dim;
+  const void* base;
+  int64_t first, stride_bytes;  // first row
+  size_t rows, row_bytes;
 };
 
 HWY_INLINE void PrefetchRows(const Ahead& a, size_t first, size_t n) {
-  constexpr size_t kLine = 64 / sizeof(float);
+  constexpr size_t kLine = 64;
   for (size_t j = first; j < HWY_MIN(first + n, a.rows); ++j) {
-    const float* row = a.base + static_cast<int64_t>(j) * a.stride;
-    for (size_t c = 0; c < a.dim; c += kLine) __builtin_prefetch(row + c, 0, 2);  // to L2: more misses may be in flight there than in L1
+    const char* row = static_cast<const char*>(a.base) + (a.first + static_cast<int64_t>(j)) * a.stride_bytes;
+    for (size_t c = 0; c < a.row_bytes; c += kLine) __builtin_prefetch(row + c, 0, 2);  // to L2: more misses may be in flight there than in L1
   }
 }
 
@@ -293,8 +293,10 @@ HWY_NOINLINE void DecodeRows(const AttentionTask& t, const KernelScratch& s, con
     hi = HWY_MAX(hi, rows[r].hi);
   }
   if (lo > hi) return;
+  const int64_t k_bytes = StorageBytes(t.k_dtype), v_bytes = StorageBytes(t.v_dtype);
+  const size_t k_row = dim * static_cast<size_t>(k_bytes), v_row = v_dim * static_cast<size_t>(v_bytes);
   // The first block's K, which no pass before it has brought.
-  PrefetchRows({t.k + lo * t.k_stride_row, t.k_stride_row, static_cast<size_t>(HWY_MIN(hi + 1 - lo, kDecodeKeys)), dim}, 0,
+  PrefetchRows({t.k, lo, t.k_stride_row * k_bytes, static_cast<size_t>(HWY_MIN(hi + 1 - lo, kDecodeKeys)), k_row}, 0,
                static_cast<size_t>(kDecodeKeys));
   for (int32_t kb = lo / kDecodeKeys * kDecodeKeys; kb <= hi; kb += kDecodeKeys) {
     const int32_t begin = HWY_MAX(kb, lo), end = HWY_MIN(kb + kDecodeKeys, hi + 1);
@@ -304,10 +306,9 @@ HWY_NOINLINE void DecodeRows(const AttentionTask& t, const KernelScratch& s, con
     const size_t first = static_cast<size_t>(begin - kb), keys = static_cast<size_t>(end - begin);
     LoadRows(t, s, kb, begin, end - 1);
     const float *const *k = s.rows + first, *const *v = s.rows + kBlockKeys + first;
-    const Ahead this_v = {t.v + begin * t.v_stride_row, t.v_stride_row, keys, v_dim};
-    const Ahead next_k = {t.k + end * t.k_stride_row, t.k_stride_row,
-                          static_cast<size_t>(HWY_MIN(hi + 1 - end, kDecodeKeys)), dim};
-    const Ahead nothing = {nullptr, 0, 0, 0};
+    const Ahead this_v = {t.v, begin, t.v_stride_row * v_bytes, keys, v_row};
+    const Ahead next_k = {t.k, end, t.k_stride_row * k_bytes, static_cast<size_t>(HWY_MIN(hi + 1 - end, kDecodeKeys)), k_row};
+    const Ahead nothing = {nullptr, 0, 0, 0, 0};
     size_t r = 0;
     for (; r + 4 <= n; r += 4) DotBlock<4>(k, rows[r].q, q_pitch, dim, keys, rows[r].p + first, r == 0 ? this_v : nothing);
     for (; r + 2 <= n; r += 2) DotBlock<2>(k, rows[r].q, q_pitch, dim, keys, rows[r].p + first, r == 0 ? this_v : nothing);
@@ -343,10 +344,13 @@ HWY_NOINLINE void DecodeRows(const AttentionTask& t, const KernelScratch& s, con
 // O / l to the row's place.
 HWY_INLINE void WriteDecodeRow(const AttentionTask& t, const DecodeRow& row, size_t r, float weight) {
   const int64_t lane = t.lane_begin + static_cast<int64_t>(r);
-  float* out = t.part_out ? t.part_out + static_cast<int64_t>(r) * t.v_head_dim
-                          : t.out + (lane % t.group) * t.out_stride_head + (lane / t.group) * t.out_stride_row;
+  const int32_t dtype = t.part_out ? int32_t{kF32} : t.out_dtype;
+  void* const place = t.part_out ? t.part_out + static_cast<int64_t>(r) * t.v_head_dim
+                                 : At(t.out, dtype, (lane % t.group) * t.out_stride_head + (lane / t.group) * t.out_stride_row);
+  float* const out = dtype == kF32 ? static_cast<float*>(place) : row.block_o;
   const float inv = row.l == 0.0f ? 0.0f : 1.0f / weight / row.l;
   for (int32_t c = 0; c < t.v_head_dim; ++c) out[c] = row.o[c] * inv + 0.0f;
+  if (dtype != kF32) ConvertRowFromF32(dtype, out, static_cast<size_t>(t.v_head_dim), place);
 }
 
 HWY_NOINLINE void DecodeF32(const AttentionTask& t, const KernelScratch& s) {
@@ -365,8 +369,8 @@ HWY_NOINLINE void DecodeF32(const AttentionTask& t, const KernelScratch& s) {
     row.slope = t.slopes ? t.slopes[h] : 0.0f;
     row.pos = static_cast<int32_t>(i + t.pos0);
     RowRange(t, i, &row.lo, &row.hi);
-    const float* q = t.q + h * t.q_stride_head + i * t.q_stride_row;
-    for (size_t c = 0; c < q_pitch; ++c) row.q[c] = c < dim ? q[c] * score.q_factor : 0.0f;
+    ConvertRowToF32(t.q_dtype, At(t.q, t.q_dtype, h * t.q_stride_head + i * t.q_stride_row), dim, row.q);
+    for (size_t c = 0; c < q_pitch; ++c) row.q[c] = c < dim ? row.q[c] * score.q_factor : 0.0f;
   }
   DecodeRows(t, s, score, rows, n, 0, kLazyMax, false);
   for (size_t r = 0; r < n; ++r) {
