@@ -16,7 +16,7 @@ namespace fovea_bench {
 
 struct Shape {
   std::string op = "prefill";  // or "decode": the name, and what bandwidth_fraction is relative to
-  fovea_dtype dtype = FOVEA_F32;
+  fovea_dtype dtype = FOVEA_F32;  // of q, k, v, out and bias
   int64_t batch = 1, num_q_heads = 8, num_kv_heads = 8;
   int64_t q_len = 2048, kv_len = 2048, head_dim = 128;
   bool causal = false;  // the last query stands at the last key
@@ -39,8 +39,8 @@ struct FreeFloats {
 };
 using Floats = std::unique_ptr<float[], FreeFloats>;
 Floats NewFloats(int64_t count);
-// Nearly normal, mean 0, deviation 1, a nanosecond each.
-Floats RandomFloats(int64_t count, uint64_t seed);
+// Nearly normal, mean 0, deviation 1, a nanosecond each; stored as dtype (F32, BF16 or F16).
+Floats RandomFloats(int64_t count, uint64_t seed, fovea_dtype dtype = FOVEA_F32);
 
 // One measurement: the call, and what the machine gave right after it.
 struct Round {

@@ -5,6 +5,7 @@
 
 #include <mutex>
 
+#include "lib/dtype.h"
 #include "lib/error.h"
 #include "lib/fp_env.h"
 #include "lib/parallel_for.h"
@@ -66,6 +67,21 @@ fovea_status Report(const fovea_exec* user, fovea_status status) {
     snprintf(user->error_text, user->error_capacity, "%s", status == FOVEA_OK ? "" : LastError());
   }
   return status;
+}
+
+// "q BF16, k F16": the tensors that are converted, or "none".
+void DescribeConversions(const fovea_attention_params& p, char* text, size_t capacity) {
+  const struct {
+    const char* name;
+    const fovea_tensor& tensor;
+  } tensors[] = {{"q", p.q}, {"k", p.k}, {"v", p.v}, {"out", p.out}, {"bias", p.bias}};
+  size_t used = 0;
+  for (const auto& t : tensors) {
+    if (t.tensor.dtype == FOVEA_F32 || t.tensor.dtype == FOVEA_DTYPE_NONE || used >= capacity) continue;
+    const int n = snprintf(text + used, capacity - used, "%s%s %s", used ? ", " : "", t.name, fovea_dtype_str(t.tensor.dtype));
+    used += n > 0 ? static_cast<size_t>(n) : 0;
+  }
+  if (used == 0) snprintf(text, capacity, "none");
 }
 
 struct Call {
@@ -152,7 +168,7 @@ fovea_status Describe(const fovea_attention_params* params, const fovea_exec* ex
   if (prefill) snprintf(tile, sizeof tile, "prefill_f32_%dx%d", table.tile_keys, lanes * kTileVecs);
   snprintf(info->kernels, sizeof info->kernels, "%s%s%s%s%s", tile, prefill && decode ? " " : "", decode ? "decode_f32" : "",
            plan->num_tasks[1] ? " merge_f32" : "", plan->num_tasks[2] ? " scores_f32" : "");
-  snprintf(info->conversions, sizeof info->conversions, "none");
+  DescribeConversions(p, info->conversions, sizeof info->conversions);
   info->num_threads = call.workers;
   info->phases = plan->num_phases;
   info->tasks = plan->num_tasks[0] + plan->num_tasks[1] + plan->num_tasks[2];
@@ -165,7 +181,9 @@ fovea_status Describe(const fovea_attention_params* params, const fovea_exec* ex
     q_rows += static_cast<double>(QLen(p, b));
     kv_rows += static_cast<double>(KvLen(p, b));
   }
-  info->bytes = 4.0 * (d + dv) * (q_rows * static_cast<double>(p.num_q_heads) + kv_rows * static_cast<double>(p.num_kv_heads));
+  const auto size = [](const fovea_tensor& x) { return static_cast<double>(DtypeBytes(x.dtype)); };
+  info->bytes = (d * size(p.q) + dv * size(p.out)) * q_rows * static_cast<double>(p.num_q_heads) +
+                (d * size(p.k) + dv * size(p.v)) * kv_rows * static_cast<double>(p.num_kv_heads);
   free(memory);
   return FOVEA_OK;
 }

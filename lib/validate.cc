@@ -9,6 +9,7 @@
 #include <numeric>
 #include <utility>
 
+#include "lib/dtype.h"
 #include "lib/error.h"
 
 // Reading order: Overlap and OverlapsItself (does an output share memory with anything), CheckTensor (one tensor
@@ -257,9 +258,19 @@ fovea_status MakeView(Name name, const void* data, int64_t element_bytes, const 
   return FOVEA_OK;
 }
 
+// The dtypes that a tensor may have.
+enum class Takes { kF32, kU8, kFloats };
+
+bool IsTaken(Takes takes, fovea_dtype dtype) {
+  if (takes == Takes::kU8) return dtype == FOVEA_U8;
+  return dtype == FOVEA_F32 || (takes == Takes::kFloats && (dtype == FOVEA_BF16 || dtype == FOVEA_F16));
+}
+
+const char* TakesText(Takes takes) { return takes == Takes::kU8 ? "U8" : takes == Takes::kF32 ? "F32" : "F32, BF16 or F16"; }
+
 struct Expected {
   Name name;
-  fovea_dtype dtype;
+  Takes takes;
   bool required;
   bool strided_columns;  // stride_col is read
 };
@@ -276,14 +287,14 @@ fovea_status CheckTensor(const Expected& want, const int64_t (&extent)[kDims], C
     return Fail(kUnsupported, "%s.reserved = %" PRId32 ", %" PRId64 ", %" PRId64 ": this version wants zeros",
                 Text(name).text, t->reserved, t->reserved1, t->reserved2);
   }
-  if (t->dtype != want.dtype) {
+  if (!IsTaken(want.takes, t->dtype)) {
     if (t->dtype == FOVEA_DTYPE_NONE) {
       if (want.required) {
-        return Fail(kInvalid, "%s.dtype = NONE: must be %s", Text(name).text, fovea_dtype_str(want.dtype));
+        return Fail(kInvalid, "%s.dtype = NONE: must be %s", Text(name).text, TakesText(want.takes));
       }
       if (t->data != nullptr) {
         return Fail(kInvalid, "%s.dtype = NONE: must be %s where %s.data is given", Text(name).text,
-                    fovea_dtype_str(want.dtype), Text(name).text);
+                    TakesText(want.takes), Text(name).text);
       }
       return FOVEA_OK;
     }
@@ -291,7 +302,7 @@ fovea_status CheckTensor(const Expected& want, const int64_t (&extent)[kDims], C
       return Fail(kInvalid, "%s.dtype = %" PRId32 ": must be a fovea_dtype", Text(name).text, t->dtype);
     }
     return Fail(kUnsupported, "%s.dtype = %s: this version takes %s", Text(name).text, fovea_dtype_str(t->dtype),
-                fovea_dtype_str(want.dtype));
+                TakesText(want.takes));
   }
   if (!want.strided_columns && t->stride_col != 0 && t->stride_col != 1) {
     return Fail(kInvalid, "%s.stride_col = %" PRId64 ": must be 0 or 1, columns are contiguous", Text(name).text,
@@ -299,7 +310,7 @@ fovea_status CheckTensor(const Expected& want, const int64_t (&extent)[kDims], C
   }
   const int64_t stride[kDims] = {t->stride_batch, t->stride_head, t->stride_row,
                                  want.strided_columns ? t->stride_col : 1};
-  const int64_t element_bytes = want.dtype == FOVEA_U8 ? 1 : 4;
+  const int64_t element_bytes = DtypeBytes(t->dtype);
   const void* data = check == CheckData::kYes ? t->data : nullptr;
   if (fovea_status s = MakeView(name, data, element_bytes, extent, stride, view); s != FOVEA_OK) return s;
   t->stride_batch = view->stride[0];
@@ -606,14 +617,14 @@ fovea_status CheckTensors(CheckData check, const MaskExtent& mask, fovea_attenti
     const int64_t (&extent)[kDims];
     fovea_tensor* tensor;
   } tensors[] = {
-      {{{"out"}, FOVEA_F32, true, false}, out_extent, &p->out},
-      {{{"lse"}, FOVEA_F32, false, false}, lse_extent, &p->lse},
-      {{{"scores"}, FOVEA_F32, false, true}, scores_extent, &p->scores},
-      {{{"q"}, FOVEA_F32, true, false}, q_extent, &p->q},
-      {{{"k"}, FOVEA_F32, true, false}, k_extent, &p->k},
-      {{{"v"}, FOVEA_F32, true, false}, v_extent, &p->v},
-      {{{"mask"}, FOVEA_U8, false, true}, mask_extent, &p->mask},
-      {{{"bias"}, FOVEA_F32, false, true}, mask_extent, &p->bias},
+      {{{"out"}, Takes::kFloats, true, false}, out_extent, &p->out},
+      {{{"lse"}, Takes::kF32, false, false}, lse_extent, &p->lse},
+      {{{"scores"}, Takes::kF32, false, true}, scores_extent, &p->scores},
+      {{{"q"}, Takes::kFloats, true, false}, q_extent, &p->q},
+      {{{"k"}, Takes::kFloats, true, false}, k_extent, &p->k},
+      {{{"v"}, Takes::kFloats, true, false}, v_extent, &p->v},
+      {{{"mask"}, Takes::kU8, false, true}, mask_extent, &p->mask},
+      {{{"bias"}, Takes::kFloats, false, true}, mask_extent, &p->bias},
   };
   constexpr int kOutputs = 3;
   View views[16];
@@ -652,7 +663,7 @@ fovea_status CheckTensors(CheckData check, const MaskExtent& mask, fovea_attenti
 }
 
 bool SameElements(const View& a, const View& b) {
-  return a.begin == b.begin && a.end == b.end && std::equal(a.stride, a.stride + kDims, b.stride);
+  return a.begin == b.begin && a.end == b.end && a.element_bytes == b.element_bytes && std::equal(a.stride, a.stride + kDims, b.stride);
 }
 
 }  // namespace
@@ -702,22 +713,22 @@ fovea_status CheckMerge(int32_t n, const fovea_tensor* outs, const fovea_tensor*
     return s;
   }
   const int64_t out_extent[] = {batch, num_heads, rows, v_head_dim}, lse_extent[] = {batch, num_heads, rows, 1};
-  const auto check = [](Name name, const int64_t(&extent)[kDims], const fovea_tensor& tensor, View* view) {
+  const auto check = [](Name name, Takes takes, const int64_t(&extent)[kDims], const fovea_tensor& tensor, View* view) {
     fovea_tensor t = tensor;
-    return CheckTensor({name, FOVEA_F32, true, false}, extent, CheckData::kYes, &t, view);
+    return CheckTensor({name, takes, true, false}, extent, CheckData::kYes, &t, view);
   };
   View out_view, lse_view = {};  // an lse that is not given overlaps nothing
-  if (fovea_status s = check({"out"}, out_extent, *out, &out_view); s != FOVEA_OK) return s;
+  if (fovea_status s = check({"out"}, Takes::kFloats, out_extent, *out, &out_view); s != FOVEA_OK) return s;
   if (fovea_status s = CheckDistinct(out_view); s != FOVEA_OK) return s;
   if (lse != nullptr) {
-    if (fovea_status s = check({"lse"}, lse_extent, *lse, &lse_view); s != FOVEA_OK) return s;
+    if (fovea_status s = check({"lse"}, Takes::kF32, lse_extent, *lse, &lse_view); s != FOVEA_OK) return s;
     if (fovea_status s = CheckDistinct(lse_view); s != FOVEA_OK) return s;
     if (fovea_status s = CheckDisjoint(out_view, lse_view); s != FOVEA_OK) return s;
   }
   for (int32_t i = 0; i < n; ++i) {
     View part_out, part_lse;
-    if (fovea_status s = check({"outs", i}, out_extent, outs[i], &part_out); s != FOVEA_OK) return s;
-    if (fovea_status s = check({"lses", i}, lse_extent, lses[i], &part_lse); s != FOVEA_OK) return s;
+    if (fovea_status s = check({"outs", i}, Takes::kFloats, out_extent, outs[i], &part_out); s != FOVEA_OK) return s;
+    if (fovea_status s = check({"lses", i}, Takes::kF32, lse_extent, lses[i], &part_lse); s != FOVEA_OK) return s;
     // The first part may be joined in place.
     if (i != 0 || !SameElements(out_view, part_out)) {
       if (fovea_status s = CheckDisjoint(out_view, part_out); s != FOVEA_OK) return s;

@@ -216,15 +216,6 @@ std::vector<int64_t> LengthsOf(const SweepOptions& o, const Layer& layer, const 
   return lengths;
 }
 
-fovea_dtype ParseDtype(const std::string& text) {
-  std::string upper = text;
-  for (char& c : upper) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
-  for (fovea_dtype dtype = FOVEA_F32; dtype <= FOVEA_Q8_0; ++dtype) {
-    if (upper == fovea_dtype_str(dtype)) return dtype;
-  }
-  throw InputError(fmt::format("--dtypes: {}: not a dtype; f32 is", text));
-}
-
 struct Row {
   Shape shape;
   std::string layer;
@@ -263,7 +254,7 @@ std::vector<int> ThreadsOf(const SweepOptions& o) {
 std::vector<Row> RowsOf(const SweepOptions& o, const std::vector<std::string>& targets,
                         const std::vector<int>& threads) {
   std::vector<fovea_dtype> dtypes;
-  for (const std::string& text : Split(o.dtypes, ',')) CheckDtype(dtypes.emplace_back(ParseDtype(text)));
+  for (const std::string& text : Split(o.dtypes, ',')) CheckDtype(dtypes.emplace_back(ParseDtype("--dtypes", text)));
   const std::vector<std::string> ops = ParseOps("--op", o.op.empty() ? "prefill,decode" : o.op);
   std::vector<Row> rows;
   for (const Layer& layer : LayersOf(o)) {

@@ -74,8 +74,8 @@ typedef int32_t fovea_dtype;
 enum {
   FOVEA_DTYPE_NONE = 0, /* an absent optional tensor */
   FOVEA_F32 = 1,
-  FOVEA_BF16 = 2,    /* RESERVED */
-  FOVEA_F16 = 3,     /* RESERVED */
+  FOVEA_BF16 = 2,    /* storage of q, k, v, out and bias, in any mix; arithmetic is f32. Rounded to nearest, ties to even; */
+  FOVEA_F16 = 3,     /* NaN stays NaN, subnormals are kept, f16 out past 65504 is Inf */
   FOVEA_U8 = 4,      /* boolean mask */
   FOVEA_F64 = 5,     /* RESERVED */
   FOVEA_I8 = 6,      /* RESERVED */
@@ -149,7 +149,7 @@ typedef struct fovea_attention_params {
 
   /* Inputs and outputs. Inputs may overlap one another. An output overlaps nothing, itself included (no stride 0 where its
    * extent is over 1): FOVEA_ERR_INVALID_ARGUMENT. Rows past a sequence's q_len are not written. */
-  fovea_tensor q;      /* [batch][num_q_heads][q_len][head_dim] */
+  fovea_tensor q;      /* F32, BF16 or F16, as k, v and out, each its own; [batch][num_q_heads][q_len][head_dim] */
   fovea_tensor k;      /* [batch][num_kv_heads][kv_len][head_dim] */
   fovea_tensor v;      /* [batch][num_kv_heads][kv_len][v_head_dim] */
   fovea_tensor out;    /* [batch][num_q_heads][q_len][v_head_dim] */
@@ -157,7 +157,7 @@ typedef struct fovea_attention_params {
   fovea_tensor scores; /* optional output, F32 [batch][num_q_heads][q_len][kv_len], see scores_stage; columns past a
                           sequence's own kv_len hold -inf, or 0 for PROBABILITIES */
   fovea_tensor mask;   /* optional, U8 [batch][num_q_heads][q_len][mask_kv_len], non-zero = may attend */
-  fovea_tensor bias;   /* optional, F32, as mask; added to S. -inf forbids; +inf makes its row NaN */
+  fovea_tensor bias;   /* optional, F32, BF16 or F16, as mask; added to S. -inf forbids; +inf makes its row NaN */
 
   int32_t scores_stage; /* fovea_scores_stage; not NONE exactly if scores is given */
   float scale;          /* sm_scale; NaN (the default) means 1/sqrt(head_dim). Finite */
@@ -283,7 +283,7 @@ typedef struct fovea_attention_info {
   uint64_t struct_size;
   char target[32];          /* "AVX2" */
   char kernels[160];        /* "prefill_f32_4x24 decode_f32 merge_f32 scores_f32": those that would run; tile keys x lanes */
-  char conversions[64];     /* "none", or the tensors that are converted block-wise */
+  char conversions[64];     /* "none", or what is converted as it is read or written: "q BF16, k BF16, v BF16, out F16" */
   int32_t num_threads;
   int32_t phases;
   int64_t tasks;            /* of all phases */
@@ -303,7 +303,7 @@ FOVEA_API fovea_status fovea_attention_describe(const fovea_attention_params* pa
 
 /* Joins n partial results over disjoint sets of keys (threads, devices, hosts), in their order:
  *   lse = log(sum_p exp(lses[p])),  out = sum_p exp(lses[p] - lse) outs[p]
- * outs[p], out: F32 [batch][num_heads][rows][v_head_dim]; lses[p], lse: F32 [batch][num_heads][rows]; lse may be NULL. A part with
+ * outs[p], out: F32, BF16 or F16, each its own, [batch][num_heads][rows][v_head_dim]; lses[p], lse: F32 [batch][num_heads][rows]; lse may be NULL. A part with
  * LSE = -inf is not an operand; all parts so: out = 0, lse = -inf. out may be outs[0] and lse lses[0], exactly; other overlap
  * of outputs is an error. Give sinks to exactly one part. NaN reaches its own row only.
  * Source: Dao et al. 2023, "Flash-Decoding"; Ye et al. 2025, "FlashInfer", sec. 2.2. */

@@ -253,31 +253,32 @@ struct DecodeBlock {
 
 // Scores of the block's keys [first, first + n), counted from begin, for all rows.
 template <class T>
-HWY_INLINE void DotKeyRange(const AttentionTask& t, DecodeRow* rows, size_t num_rows, const DecodeBlock& block, size_t first, size_t n) {
+HWY_INLINE void DotKeyRange(const AttentionTask& t, T /*type of K*/, DecodeRow* rows, size_t num_rows, const DecodeBlock& block, size_t first,
+                            size_t n) {
   const size_t dim = static_cast<size_t>(t.head_dim), pitch = PadToVector(dim);
   const size_t at = block.half * kDecodeKeys + static_cast<size_t>(block.begin - block.kb) + first;
-  const int32_t key = block.begin + static_cast<int32_t>(first);
-  const T* k = t.k + key * t.k_stride_row;
+  const int64_t stride = t.k_stride_row;
+  const T* k = static_cast<const T*>(t.k) + (block.begin + static_cast<int32_t>(first)) * stride;
   const bool ahead = num_rows >= kPrefetchFrom;
   size_t r = 0;
-  for (; r + 4 <= num_rows; r += 4) DotChunk<4>(k, t.k_stride_row, rows[r].q, pitch, dim, n, ahead && r == 0, rows[r].p + at);
-  for (; r + 2 <= num_rows; r += 2) DotChunk<2>(k, t.k_stride_row, rows[r].q, pitch, dim, n, ahead && r == 0, rows[r].p + at);
-  for (; r < num_rows; ++r) DotChunk<1>(k, t.k_stride_row, rows[r].q, pitch, dim, n, false, rows[r].p + at);
+  for (; r + 4 <= num_rows; r += 4) DotChunk<4>(k, stride, rows[r].q, pitch, dim, n, ahead && r == 0, rows[r].p + at);
+  for (; r + 2 <= num_rows; r += 2) DotChunk<2>(k, stride, rows[r].q, pitch, dim, n, ahead && r == 0, rows[r].p + at);
+  for (; r < num_rows; ++r) DotChunk<1>(k, stride, rows[r].q, pitch, dim, n, false, rows[r].p + at);
 }
 
 // O += P V for the same. redo: one row, whose forbidden keys are no operands.
 template <class T>
-HWY_INLINE void PvKeyRange(const AttentionTask& t, DecodeRow* rows, size_t num_rows, const DecodeBlock& block, size_t first, size_t n,
-                           MaxRule rule, bool redo) {
+HWY_INLINE void PvKeyRange(const AttentionTask& t, T /*type of V*/, DecodeRow* rows, size_t num_rows, const DecodeBlock& block, size_t first,
+                           size_t n, MaxRule rule, bool redo) {
   const size_t dim = static_cast<size_t>(t.v_head_dim), pitch = PadToVector(dim);
   const size_t at = block.half * kDecodeKeys + static_cast<size_t>(block.begin - block.kb) + first;
   const int64_t stride = t.v_stride_row;
-  const T* v = t.v + (block.begin + static_cast<int32_t>(first)) * stride;
+  const T* v = static_cast<const T*>(t.v) + (block.begin + static_cast<int32_t>(first)) * stride;
   if (redo) {
-    for (size_t j = 0; j < n; ++j) {
+    for (size_t j = 0; j < n; ++j, v += stride) {
       const int32_t key = block.begin + static_cast<int32_t>(first + j);
       const bool permitted = key >= rows[0].lo && key <= rows[0].hi && !(block.use_bias && rows[0].bias[at + j] == kMinusInf);
-      if (permitted) Pv1(v + static_cast<int64_t>(j) * stride, rows[0].p[at + j] * rule.weight, 0, dim, rows[0].block_o);
+      if (permitted) Pv1(v, rows[0].p[at + j] * rule.weight, 0, dim, rows[0].block_o);
     }
     return;
   }
@@ -287,6 +288,14 @@ HWY_INLINE void PvKeyRange(const AttentionTask& t, DecodeRow* rows, size_t num_r
   size_t r = 0;
   for (; r + 2 <= num_rows; r += 2) PvChunk<2>(v, stride, rows[r].p + at, dim, n, rows[r].block_o, pitch);
   for (; r < num_rows; ++r) PvChunk<1>(v, stride, rows[r].p + at, dim, n, rows[r].block_o, pitch);
+}
+
+// Calls f with a value of the storage type.
+template <class F>
+HWY_INLINE void WithType(int32_t dtype, const F& f) {
+  if (dtype == kBF16) return f(BF16());
+  if (dtype == kF16) return f(F16());
+  f(0.0f);
 }
 
 // The next block with a permitted key, from kb on. False: none.
@@ -324,8 +333,12 @@ HWY_NOINLINE void DecodeRows(const AttentionTask& t, const ScoreRule& score, Dec
     const size_t qk_keys = more ? static_cast<size_t>(next.end - next.begin) : 0;
     const size_t pv_keys = pending ? static_cast<size_t>(block.end - block.begin) : 0;
     for (size_t j = 0; j < HWY_MAX(qk_keys, pv_keys); j += kChunkKeys) {
-      if (j < qk_keys) DotKeyRange<float>(t, rows, n, next, j, HWY_MIN(kChunkKeys, qk_keys - j));
-      if (j < pv_keys) PvKeyRange<float>(t, rows, n, block, j, HWY_MIN(kChunkKeys, pv_keys - j), rule, redo);
+      if (j < qk_keys) {
+        WithType(t.k_dtype, [&](auto type) HWY_ATTR { DotKeyRange(t, type, rows, n, next, j, HWY_MIN(kChunkKeys, qk_keys - j)); });
+      }
+      if (j < pv_keys) {
+        WithType(t.v_dtype, [&](auto type) HWY_ATTR { PvKeyRange(t, type, rows, n, block, j, HWY_MIN(kChunkKeys, pv_keys - j), rule, redo); });
+      }
     }
     for (size_t r = 0; pending && r < n; ++r) AddBlock(rows[r], o_pitch);
     for (size_t r = 0; more && r < n; ++r) {
@@ -342,10 +355,13 @@ HWY_NOINLINE void DecodeRows(const AttentionTask& t, const ScoreRule& score, Dec
 // O / l to the row's place.
 HWY_INLINE void WriteDecodeRow(const AttentionTask& t, const DecodeRow& row, size_t r, float weight) {
   const int64_t lane = t.lane_begin + static_cast<int64_t>(r);
-  float* out = t.part_out ? t.part_out + static_cast<int64_t>(r) * t.v_head_dim
-                          : t.out + (lane % t.group) * t.out_stride_head + (lane / t.group) * t.out_stride_row;
+  const int32_t dtype = t.part_out ? int32_t{kF32} : t.out_dtype;
+  void* const place = t.part_out ? t.part_out + static_cast<int64_t>(r) * t.v_head_dim
+                                 : At(t.out, dtype, (lane % t.group) * t.out_stride_head + (lane / t.group) * t.out_stride_row);
+  float* const out = dtype == kF32 ? static_cast<float*>(place) : row.block_o;
   const float inv = row.l == 0.0f ? 0.0f : 1.0f / weight / row.l;
   for (int32_t c = 0; c < t.v_head_dim; ++c) out[c] = row.o[c] * inv + 0.0f;
+  if (dtype != kF32) ConvertRowFromF32(dtype, out, static_cast<size_t>(t.v_head_dim), place);
 }
 
 HWY_NOINLINE void DecodeF32(const AttentionTask& t, const KernelScratch& s) {
@@ -364,8 +380,8 @@ HWY_NOINLINE void DecodeF32(const AttentionTask& t, const KernelScratch& s) {
     row.slope = t.slopes ? t.slopes[h] : 0.0f;
     row.pos = static_cast<int32_t>(i + t.pos0);
     RowRange(t, i, &row.lo, &row.hi);
-    const float* q = t.q + h * t.q_stride_head + i * t.q_stride_row;
-    for (size_t c = 0; c < q_pitch; ++c) row.q[c] = c < dim ? q[c] * score.q_factor : 0.0f;
+    ConvertRowToF32(t.q_dtype, At(t.q, t.q_dtype, h * t.q_stride_head + i * t.q_stride_row), dim, row.q);
+    for (size_t c = 0; c < q_pitch; ++c) row.q[c] = c < dim ? row.q[c] * score.q_factor : 0.0f;
   }
   DecodeRows(t, score, rows, n, 0, kLazyMax, false);
   for (size_t r = 0; r < n; ++r) {
