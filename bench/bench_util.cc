@@ -146,6 +146,7 @@ void Case::Check() {
     if (p.sinks) p.sinks += h * group;
     const fovea::AttentionCheck check = fovea::CheckAttention(p, step);
     max_err_ = std::max(max_err_, check.out.error);
+    naive_err_ = std::max(naive_err_, check.out.naive);
     if (!check.passed()) {
       throw std::runtime_error("wrong result: batch " + std::to_string(b + check.out.b) + ", head " +
                                std::to_string(h * group + check.out.h) + ", row " + std::to_string(check.out.i) +
@@ -190,6 +191,7 @@ Result Case::Summarize(const std::vector<Round>& rounds) const {
   result.fma_gflops = Median(fma_rates) * 1e-9;
   result.read_gbps = Median(read_rates) * 1e-9;
   result.max_err = max_err_;
+  result.naive_err = naive_err_;
   result.rounds = static_cast<int>(rounds.size());
   return result;
 }

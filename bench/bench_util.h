@@ -55,7 +55,8 @@ struct Result {
   // Prefill: of the read rate. Decode: of the lower of the read rate and what 0.75 of the FMA rate could consume.
   double bandwidth_fraction = 0;
   double fma_gflops = 0, read_gbps = 0;
-  double max_err = 0;  // of the sampled rows, relative to their head's largest |V|
+  double max_err = 0;    // of the sampled rows, relative to their head's largest |V|
+  double naive_err = 0;  // of the naive f32 evaluation, its O rounded to the dtype
   int rounds = 0;
 };
 
@@ -82,7 +83,7 @@ class Case {
   fovea_exec exec_;
   fovea_attention_info info_;
   std::vector<Span> spans_;  // of K and V, as much as the permitted keys are
-  double max_err_ = 0;
+  double max_err_ = 0, naive_err_ = 0;
 };
 
 // Targets that this CPU runs, best first, and the one that fovea takes.

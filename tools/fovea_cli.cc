@@ -91,7 +91,9 @@ evaluation in float64 first, then calls alternate with measurements of this mach
   of FMA   useful FLOP (permitted pairs of query and key) per second, of independent FMA chains on as many threads
   GB/s     K and V, read once
   of read  prefill: of the read bandwidth for as many bytes; decode: of the lower of that and what 0.75 of the FMA rate
-           could consume)";
+           could consume
+  max_err  of the checked rows of O against float64, relative to their head's largest |V|; naive: of the plain float32
+           evaluation of those rows, rounded to the same dtype)";
 
 constexpr const char* kSweepFooter =
     R"(Exit status: 0 done; 1 a row's result was wrong or could not be had; 2 bad input;
