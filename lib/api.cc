@@ -339,12 +339,16 @@ fovea_status fovea_attention_merge(int32_t n, const fovea_tensor* outs, const fo
   return Report(exec, FOVEA_OK);
 }
 
-fovea_status fovea_rope(const fovea_rope_params* params, const fovea_exec* exec) { return Report(exec, Rope(params, exec)); }
+fovea_status fovea_rope(const fovea_rope_params* params, const fovea_exec* exec) {
+  return Report(exec, Rope(params, exec));
+}
 
 fovea_status fovea_rope_tables(const fovea_rope_tables_params* params, const fovea_exec* exec) {
   return Report(exec, RopeTables(params, exec));
 }
 
-fovea_status fovea_kv_append(const fovea_kv_append_params* params, const fovea_exec* exec) { return Report(exec, KvAppend(params, exec)); }
+fovea_status fovea_kv_append(const fovea_kv_append_params* params, const fovea_exec* exec) {
+  return Report(exec, KvAppend(params, exec));
+}
 
 }  // extern "C"

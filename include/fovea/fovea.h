@@ -318,11 +318,11 @@ FOVEA_API fovea_status fovea_attention_merge(int32_t n, const fovea_tensor* outs
  *   out[a] = cos[pos][j] * x[a] - sin[pos][j] * x[c]       half-split (interleaved = 0): a = j,  c = j + n
  *   out[c] = sin[pos][j] * x[a] + cos[pos][j] * x[c]       interleaved:                  a = 2j, c = 2j + 1
  *
- * and out[d] = x[d] for d >= rotary_dim. Half-split is the layout of GPT-NeoX and of Hugging Face's models, interleaved that of
- * RoFormer, GPT-J and Meta's Llama. Source: Su et al. 2021, "RoFormer", eq. 34; ONNX RotaryEmbedding-23.
+ * and out[d] = x[d] for d >= rotary_dim. Half-split is the layout of GPT-NeoX and of Hugging Face's models, interleaved
+ * that of RoFormer, GPT-J and Meta's Llama. Source: Su et al. 2021, "RoFormer", eq. 34; ONNX RotaryEmbedding-23.
  *
- * ONNX's caches [positions][n] with position_ids are table_batch = 1; its caches [batch][q_len][n] without are table_batch =
- * batch, position_offset = 0. Its three-dimensional input [batch][q_len][heads * head_dim] is fovea_tensor_bshd(). */
+ * ONNX's caches [positions][n] with position_ids are table_batch = 1; its caches [batch][q_len][n] without are
+ * table_batch = batch, position_offset = 0. Its input [batch][q_len][heads * head_dim] is fovea_tensor_bshd(). */
 typedef struct fovea_rope_params {
   uint64_t struct_size; /* set by fovea_rope_params_init */
 
@@ -346,7 +346,7 @@ typedef struct fovea_rope_params {
   int64_t position_offset;
   const int32_t* position_offsets; /* optional [batch] */
   const int32_t* position_ids;     /* optional [batch][position_ids_stride], or [total_q] with cu_seqlens_q */
-  int64_t position_ids_stride;     /* at least q_len, or 0: one row of ids for all sequences. Not read with cu_seqlens_q */
+  int64_t position_ids_stride;     /* at least q_len, or 0: one row of ids for all. Not read with cu_seqlens_q */
 
   const int32_t* q_lens;       /* optional [batch]: rows past a sequence's q_lens[b] are neither read nor written */
   const int32_t* cu_seqlens_q; /* optional [batch + 1], packed, as in fovea_attention_params */
@@ -355,9 +355,10 @@ typedef struct fovea_rope_params {
 
 FOVEA_API fovea_status fovea_rope_params_init(fovea_rope_params* params, size_t size); /* zeroes, sets struct_size */
 
-/* Rotates x. Every argument, position ids included, is checked before anything is written. Rows are independent: NaN and Inf
- * reach their own pair of columns only. Arithmetic is f32: a product, then a fused multiply-add where the target has one; both layouts
- * have the same bits. Columns past rotary_dim keep theirs where x and out are of one dtype. exec: threads and error_text are used. */
+/* Rotates x. Every argument, position ids included, is checked before anything is written. Rows are independent: NaN
+ * and Inf reach their own pair of columns only. Arithmetic is f32: a product, then a fused multiply-add where the target
+ * has one; both layouts have the same bits. Columns past rotary_dim keep theirs where x and out are of one dtype.
+ * exec: threads and error_text are used. */
 FOVEA_API fovea_status fovea_rope(const fovea_rope_params* params, const fovea_exec* exec);
 
 typedef int32_t fovea_rope_scaling;
@@ -390,7 +391,7 @@ typedef struct fovea_rope_tables_params {
   double beta_slow;              /* YARN: 1 by init, positive */
   double low_freq_factor;        /* LLAMA3: 1 by init, positive */
   double high_freq_factor;       /* LLAMA3: 4 by init, above low_freq_factor */
-  double attention_factor;       /* multiplies both tables; 0 (init) means the scaling's own: 0.1 ln(s) + 1 for YARN, else 1 */
+  double attention_factor;       /* m, multiplies both tables; 0 by init: 0.1 ln(s) + 1 for YARN (eq. 22), else 1 */
 } fovea_rope_tables_params;
 
 FOVEA_API fovea_status fovea_rope_tables_params_init(fovea_rope_tables_params* params, size_t size);
@@ -400,16 +401,18 @@ FOVEA_API fovea_status fovea_rope_tables_params_init(fovea_rope_tables_params* p
  *   t[j] = base^(-2j / d)                                                          RoFormer, sec. 3.2.2
  *   NONE         w[j] = t[j]
  *   LINEAR       w[j] = t[j] / s
- *   NTK          w[j] = t[j] with base * s^(d / (d - 2)) for base
- *   DYNAMIC_NTK  w[j] = t[j] with base * (s * l / L - (s - 1))^(d / (d - 2)) for base, l = max(seq_len, L)
- *   YARN         w[j] = r t[j] / s + (1 - r) t[j],  r = clamp((j - lo) / (hi - lo), 0, 1),  lo = D(beta_fast), hi = D(beta_slow),
- *                D(b) = d ln(L / (2 pi b)) / (2 ln base), lo rounded down and hi up with yarn_truncate, clamped to [0, d - 1]
- *   LLAMA3       w[j] = t[j] where L t[j] / 2 pi > high_freq_factor, t[j] / s where it is below low_freq_factor, between them
- *                (1 - r) t[j] / s + r t[j],  r = (L t[j] / 2 pi - low_freq_factor) / (high_freq_factor - low_freq_factor)
+ *   NTK          w[j] = t[j] with base * s^(d / (d - 2)) for base (d = 2: base itself)
+ *   DYNAMIC_NTK  the same with s * l / L - (s - 1) for s, l = max(seq_len, L)
+ *   YARN         w[j] = r t[j] / s + (1 - r) t[j],  r = clamp((j - D(beta_fast)) / (D(beta_slow) - D(beta_fast)), 0, 1),
+ *                D(b) = d ln(L / (2 pi b)) / (2 ln base); with yarn_truncate D(beta_fast) is rounded down and
+ *                D(beta_slow) up; both are clamped to [0, d - 1]
+ *   LLAMA3       w[j] = (1 - r) t[j] / s + r t[j],
+ *                r = clamp((L t[j] / (2 pi) - low_freq_factor) / (high_freq_factor - low_freq_factor), 0, 1)
  *
- * Computed in f64 and rounded once: an angle is within position * 2^-50 of its formula, so that F32 tables are within half
- * an ulp of m, and m * 1e-9, of it at position 10^6. YaRN's paper defines its ramp over wavelengths (eq. 18); models are trained with its
- * code's, over dimensions, which is this. DeepSeek's mscale pair: pass the ratio as attention_factor. */
+ * Computed in f64 and rounded once: an angle is within position * 2^-50 of its formula, so that F32 tables are within
+ * half an ulp of m, and m * 1e-9, of it at position 10^6. YaRN's paper has its ramp over wavelengths (sec. 3.2); models
+ * are trained with its code's, over dimensions, which is this. DeepSeek's mscale and mscale_all_dim: pass the ratio of
+ * the two as attention_factor. exec: threads and error_text are used. */
 FOVEA_API fovea_status fovea_rope_tables(const fovea_rope_tables_params* params, const fovea_exec* exec);
 
 /* ---- KV cache ----------------------------------------------------------------------------------------------------- */
@@ -417,24 +420,26 @@ FOVEA_API fovea_status fovea_rope_tables(const fovea_rope_tables_params* params,
 /* New rows of k and v, and the cache that they go into. Row i of sequence b goes to one of
  *
  *   contiguous:   row kv_starts[b] + i of batch entry b of the cache, [batch][num_kv_heads][capacity][dim]
- *   block_table:  n = kv_starts[b] + i, row n % page_size of page block_table[b][n / page_size]
- *   slot_mapping: n = slot_mapping[b][i] (packed: [row of k_new]), row n % page_size of page n / page_size; n = -1 skips the row
+ *   block_table:  n = kv_starts[b] + i: row n % page_size of page block_table[b][n / page_size]
+ *   slot_mapping: n = slot_mapping[b][i] (packed: [row of k_new]): row n % page_size of page n / page_size; n = -1 skips
+ *                 the row
  *
- * A paged cache is [num_pages][num_kv_heads][page_size][dim]: stride_batch is the distance between pages. By strides it may have rows before
- * heads. Rows that go to one place are written in order, by sequence and then by row, so that the last one
- * stays, for any number of threads. So a ring of pages for a sliding window is a block_table whose entries repeat (or a slot_mapping that
- * wraps), and an append may be longer than the ring. */
+ * A paged cache is [num_pages][num_kv_heads][page_size][dim]: stride_batch is the distance between pages. By strides a
+ * page may hold its rows before its heads. Rows that go to one place are written in order, by sequence and then by row,
+ * so that the last one stays, for any number of threads. So a ring of pages for a sliding window is a block_table whose
+ * entries repeat (or a slot_mapping that wraps), and an append may be longer than the ring. */
 typedef struct fovea_kv_append_params {
   uint64_t struct_size; /* set by fovea_kv_append_params_init */
 
   int64_t batch;
   int64_t num_kv_heads;
-  int64_t q_len;      /* rows that k_new and v_new hold per sequence; lengths are those of the queries of fovea_attention_params */
+  int64_t q_len;      /* rows that k_new and v_new hold per sequence; the query lengths of fovea_attention_params */
   int64_t head_dim;   /* columns of k */
   int64_t v_head_dim; /* columns of v; 0 means head_dim */
 
-  /* k alone or v alone is fine: k_new and k_cache are both given or both absent, so are v_new and v_cache. An output overlaps nothing.
-   * Where cache and new rows differ in dtype, values are rounded to nearest even; else their bits are kept. */
+  /* k alone or v alone is fine: k_new and k_cache are both given or both absent, so are v_new and v_cache. An output
+   * overlaps nothing. Where cache and new rows differ in dtype, values are rounded to nearest even; else their bits are
+   * kept. */
   fovea_tensor k_new;   /* [batch][num_kv_heads][q_len][head_dim] */
   fovea_tensor v_new;   /* [batch][num_kv_heads][q_len][v_head_dim] */
   fovea_tensor k_cache; /* output */
@@ -451,19 +456,21 @@ typedef struct fovea_kv_append_params {
   int64_t block_table_stride;
   int64_t num_pages;
   int64_t page_size;
-  const int32_t* slot_mapping; /* [batch][slot_mapping_stride], or [total_q] with cu_seqlens_q; with num_pages, page_size */
+  const int32_t* slot_mapping; /* [batch][slot_mapping_stride], or [total_q] with cu_seqlens_q */
   int64_t slot_mapping_stride; /* at least q_len. Not read with cu_seqlens_q */
 
-  /* Optional: rotates k on its way, as fovea_rope would. Its rotary_dim, tables, interleaved and positions are read; batch, num_heads,
-   * q_len, head_dim, x, out, q_lens, cu_seqlens_q and total_q must be 0: they are those of this struct. Positions of
-   * skipped rows are not read. kv_starts are position_offsets as a rule. */
+  /* Optional: rotates k on its way, as fovea_rope would. Its rotary_dim, tables, interleaved and positions are read;
+   * batch, num_heads, q_len, head_dim, x, out, q_lens, cu_seqlens_q and total_q must be 0: they are those of this struct.
+   * Positions of skipped rows are not read. kv_starts are position_offsets as a rule. */
   const fovea_rope_params* rope;
 } fovea_kv_append_params;
 
-FOVEA_API fovea_status fovea_kv_append_params_init(fovea_kv_append_params* params, size_t size); /* zeroes, sets struct_size */
+/* Zeroes, sets struct_size. */
+FOVEA_API fovea_status fovea_kv_append_params_init(fovea_kv_append_params* params, size_t size);
 
-/* Writes the rows. Every argument, table entries and slots included, is checked before anything is written. exec: threads and error_text
- * are used. Sources of the conventions: vLLM's reshape_and_cache (slot_mapping), FlashInfer's append_paged_kv_cache. */
+/* Writes the rows. Every argument, table entries and slots included, is checked before anything is written. exec:
+ * threads and error_text are used. Source of the conventions: vLLM's reshape_and_cache (slot_mapping), FlashInfer's
+ * append_paged_kv_cache (block_table). */
 FOVEA_API fovea_status fovea_kv_append(const fovea_kv_append_params* params, const fovea_exec* exec);
 
 /* ---- Targets (instruction sets) ----------------------------------------------------------------------------------- */

@@ -95,8 +95,8 @@ struct AttentionTask {
   float* part_ml;
 };
 
-// Rows of a sequence's heads, to be rotated (rotary_dim > 0) and converted. Pointers are those of the first row and head, and of the sequence's table
-// at position 0; strides are in elements.
+// Rows of a sequence's heads, to be rotated (rotary_dim > 0) and converted. Pointers are those of the first row and
+// head, and of the sequence's table at position 0; strides are in elements.
 struct RopeTask {
   const void* x;
   void* out;
