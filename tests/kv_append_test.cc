@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "fovea/fovea.h"
+#include "lib/dtype.h"
 #include "tests/harness/attention_case.h"
 #include "tests/harness/environment.h"
 #include "tests/harness/executors.h"
@@ -30,6 +31,7 @@ struct AppendSpec {
   Cache cache = Cache::kContiguous;
   int64_t batch = 1, num_kv_heads = 1, q_len = 1, head_dim = 1, v_head_dim = 0, page_size = 1, num_pages = 0;
   bool k = true, v = true, rope = false, packed = false, lens = false, strides = false, repeats = false;
+  fovea_dtype fresh = FOVEA_F32, k_dtype = FOVEA_F32, v_dtype = FOVEA_F32, tables = FOVEA_F32;
 };
 
 struct Place {
@@ -117,10 +119,9 @@ struct AppendCase {
       }
     }
     const int64_t v_dim = s.v_head_dim ? s.v_head_dim : s.head_dim;
-    const auto make = [&](const Shape& of, bool input) {
-      auto t = std::make_unique<TestTensor>(
-          FOVEA_F32, of, s.strides ? RandomStrides(&rng, of, false, input) : DenseStrides(of), guard);
-      return t;
+    const auto make = [&](fovea_dtype dtype, const Shape& of, bool input) {
+      return std::make_unique<TestTensor>(dtype, of,
+                                          s.strides ? RandomStrides(&rng, of, false, input) : DenseStrides(of), guard);
     };
     const Shape fresh = {s.packed ? 1 : s.batch, s.num_kv_heads, s.packed ? total : s.q_len, 0},
                 cache = {entries, s.num_kv_heads, rows, 0};
@@ -129,16 +130,16 @@ struct AppendCase {
       return shape;
     };
     if (s.k) {
-      k_new = make(with(fresh, s.head_dim), true);
-      k_cache = make(with(cache, s.head_dim), false);
+      k_new = make(s.fresh, with(fresh, s.head_dim), true);
+      k_cache = make(s.k_dtype, with(cache, s.head_dim), false);
       Fill(*k_new, 1);
       Fill(*k_cache, 2);
       p.k_new = k_new->view();
       p.k_cache = k_cache->view();
     }
     if (s.v) {
-      v_new = make(with(fresh, v_dim), true);
-      v_cache = make(with(cache, v_dim), false);
+      v_new = make(s.fresh, with(fresh, v_dim), true);
+      v_cache = make(s.v_dtype, with(cache, v_dim), false);
       Fill(*v_new, 3);
       Fill(*v_cache, 4);
       p.v_new = v_new->view();
@@ -154,8 +155,8 @@ struct AppendCase {
     rope.interleaved = rng->Chance(50);
     rope.num_positions = spec.q_len + 2 * spec.page_size + 1;
     const Shape shape = {1, 1, rope.num_positions, rope.rotary_dim / 2};
-    cos = std::make_unique<TestTensor>(FOVEA_F32, shape, DenseStrides(shape), guard);
-    sin = std::make_unique<TestTensor>(FOVEA_F32, shape, DenseStrides(shape), guard);
+    cos = std::make_unique<TestTensor>(spec.tables, shape, DenseStrides(shape), guard);
+    sin = std::make_unique<TestTensor>(spec.tables, shape, DenseStrides(shape), guard);
     Fill(*cos, 5);
     Fill(*sin, 6);
     rope.cos = cos->view();
@@ -177,13 +178,13 @@ struct AppendCase {
     p.rope = &rope;
   }
 
-  void Fill(const TestTensor& t, uint64_t tag) const {
+  void Fill(TestTensor& t, uint64_t tag) const {
     const Shape& s = t.shape();
     for (int64_t b = 0; b < s.batch; ++b) {
       for (int64_t h = 0; h < s.heads; ++h) {
         for (int64_t i = 0; i < s.rows; ++i) {
           for (int64_t c = 0; c < s.cols; ++c)
-            t.F32(b, h, i, c) = NormalFromBits(ElementBits(spec.seed, tag, b, h, i, c));
+            t.Set(b, h, i, c, NormalFromBits(ElementBits(spec.seed, tag, b, h, i, c)));
         }
       }
     }
@@ -219,9 +220,12 @@ struct AppendCase {
     for (const auto& [place, source] : last) {
       for (int64_t h = 0; h < s.heads; ++h) {
         for (int64_t c = 0; c < s.cols; ++c) {
-          const float got = cache.F32(place.entry, h, place.row, c);
-          const float expected = p.cu_seqlens_q ? fresh.F32(0, h, p.cu_seqlens_q[source.b] + source.i, c)
-                                                : fresh.F32(source.b, h, source.i, c);
+          const float got = cache.Get(place.entry, h, place.row, c);
+          const float value = p.cu_seqlens_q ? fresh.Get(0, h, p.cu_seqlens_q[source.b] + source.i, c)
+                                             : fresh.Get(source.b, h, source.i, c);
+          float stored[1] = {};
+          fovea::StoreElement(cache.view().dtype, value, stored, 0);
+          const float expected = fovea::LoadElement(cache.view().dtype, stored, 0);
           if (std::memcmp(&got, &expected, sizeof got) != 0) {
             return "entry " + std::to_string(place.entry) + " row " + std::to_string(place.row) + " head " +
                    std::to_string(h) + " column " + std::to_string(c) + ": " + std::to_string(got) + ", row " +
@@ -244,7 +248,7 @@ struct AppendCase {
     std::string wrong;
     if (k_new) {
       if (p.rope) {
-        TestTensor rotated(FOVEA_F32, k_new->shape(), DenseStrides(k_new->shape()), Guard::kAfter);
+        TestTensor rotated(spec.k_dtype, k_new->shape(), DenseStrides(k_new->shape()), Guard::kAfter);
         fovea_rope_params r = rope;
         r.batch = p.batch;
         r.num_heads = p.num_kv_heads;
@@ -289,7 +293,11 @@ struct AppendCase {
                               {"packed", spec.packed},
                               {"lens", spec.lens},
                               {"strides", spec.strides},
-                              {"repeats", spec.repeats}}) {
+                              {"repeats", spec.repeats},
+                              {"fresh", spec.fresh},
+                              {"k_dtype", spec.k_dtype},
+                              {"v_dtype", spec.v_dtype},
+                              {"tables", spec.tables}}) {
       text += std::string(field.first) + " " + std::to_string(field.second) + " ";
     }
     return Repeat(spec.seed, text);
@@ -322,6 +330,11 @@ AppendSpec RandomAppend(uint64_t seed) {
   s.lens = !s.packed && rng.Chance(30);
   s.strides = rng.Chance(60);
   s.repeats = rng.Chance(30);
+  if (rng.Chance(60)) {
+    for (fovea_dtype* dtype : {&s.fresh, &s.k_dtype, &s.v_dtype, &s.tables}) {
+      *dtype = static_cast<fovea_dtype>(rng.Pick({FOVEA_F32, FOVEA_BF16, FOVEA_F16}));
+    }
+  }
   return s;
 }
 
@@ -331,7 +344,8 @@ std::string Append(const fovea_kv_append_params& p, const fovea_exec* exec = nul
 
 }  // namespace
 
-TEST_CASE("kv_append: random contiguous and paged caches, packed and padded, skipped rows, rings, rotated or not") {
+TEST_CASE(
+    "kv_append: random contiguous and paged caches, dtypes, packed and padded, skipped rows, rings, rotated or not") {
   const uint64_t first = FirstSeed(91000);
   for (int64_t n = 0; n < CaseCount(600); ++n) {
     AppendCase c(RandomAppend(first + static_cast<uint64_t>(n)));

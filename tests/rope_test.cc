@@ -25,12 +25,12 @@ namespace {
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr double kUnit = 0x1p-24;
 
-void Fill(const TestTensor& t, uint64_t seed, uint64_t tag) {
+void Fill(TestTensor& t, uint64_t seed, uint64_t tag) {
   const Shape& s = t.shape();
   for (int64_t b = 0; b < s.batch; ++b) {
     for (int64_t h = 0; h < s.heads; ++h) {
       for (int64_t i = 0; i < s.rows; ++i) {
-        for (int64_t c = 0; c < s.cols; ++c) t.F32(b, h, i, c) = NormalFromBits(ElementBits(seed, tag, b, h, i, c));
+        for (int64_t c = 0; c < s.cols; ++c) t.Set(b, h, i, c, NormalFromBits(ElementBits(seed, tag, b, h, i, c)));
       }
     }
   }
@@ -41,6 +41,7 @@ struct RopeSpec {
   int64_t batch = 1, num_heads = 1, q_len = 1, head_dim = 2, rotary_dim = 0, num_positions = 1, table_batch = 1;
   bool interleaved = false, in_place = false, packed = false, lens = false, strides = false;
   enum { kOffset, kOffsets, kIds, kSharedIds } positions = kOffset;
+  fovea_dtype x = FOVEA_F32, out = FOVEA_F32, tables = FOVEA_F32;  // x is out's in place
 };
 
 // A call with all its memory guarded.
@@ -57,14 +58,14 @@ struct RopeCase {
     const Shape shape = {s.packed ? 1 : s.batch, s.num_heads, s.packed ? total : s.q_len, s.head_dim};
     const int64_t half = (s.rotary_dim ? s.rotary_dim : s.head_dim) / 2;
     const Shape table = {s.table_batch, 1, s.num_positions, half};
-    const auto make = [&](const Shape& of, bool input) {
-      return std::make_unique<TestTensor>(FOVEA_F32, of,
+    const auto make = [&](fovea_dtype dtype, const Shape& of, bool input) {
+      return std::make_unique<TestTensor>(dtype, of,
                                           s.strides ? RandomStrides(&rng, of, false, input) : DenseStrides(of), guard);
     };
-    out = make(shape, false);
-    if (!s.in_place) x = make(shape, true);
-    cos = make(table, true);
-    sin = make(table, true);
+    out = make(s.out, shape, false);
+    if (!s.in_place) x = make(s.x, shape, true);
+    cos = make(s.tables, table, true);
+    sin = make(s.tables, table, true);
     Fill(s.in_place ? *out : *x, s.seed, 1);
     Fill(*cos, s.seed, 2);
     Fill(*sin, s.seed, 3);
@@ -119,7 +120,7 @@ struct RopeCase {
     before.clear();
     ForRows([&](int64_t b, int64_t i) {
       for (int64_t h = 0; h < p.num_heads; ++h) {
-        for (int64_t c = 0; c < p.head_dim; ++c) before.push_back(At(spec.in_place ? *out : *x, b, h, i, c));
+        for (int64_t c = 0; c < p.head_dim; ++c) before.push_back(Get(spec.in_place ? *out : *x, b, h, i, c));
       }
     });
   }
@@ -132,8 +133,8 @@ struct RopeCase {
       for (int64_t i = 0; i < Len(b); ++i) body(b, i);
     }
   }
-  float& At(const TestTensor& t, int64_t b, int64_t h, int64_t i, int64_t c) const {
-    return p.cu_seqlens_q ? t.F32(0, h, p.cu_seqlens_q[b] + i, c) : t.F32(b, h, i, c);
+  float Get(const TestTensor& t, int64_t b, int64_t h, int64_t i, int64_t c) const {
+    return p.cu_seqlens_q ? t.Get(0, h, p.cu_seqlens_q[b] + i, c) : t.Get(b, h, i, c);
   }
   int64_t Position(int64_t b, int64_t i) const {
     if (p.position_ids) return p.position_ids[(p.cu_seqlens_q ? p.cu_seqlens_q[b] : b * p.position_ids_stride) + i];
@@ -144,10 +145,16 @@ struct RopeCase {
     std::vector<float> all;
     ForRows([&](int64_t b, int64_t i) {
       for (int64_t h = 0; h < p.num_heads; ++h) {
-        for (int64_t c = 0; c < p.head_dim; ++c) all.push_back(At(*out, b, h, i, c));
+        for (int64_t c = 0; c < p.head_dim; ++c) all.push_back(Get(*out, b, h, i, c));
       }
     });
     return all;
+  }
+
+  // Of the last step, into out's dtype; none where a column is copied.
+  double Rounding(double value, double bound) const {
+    if (p.out.dtype == FOVEA_F32 || (bound == 0 && p.x.dtype == p.out.dtype)) return 0;
+    return (std::fabs(value) + bound) * (p.out.dtype == FOVEA_F16 ? 0x1p-11 : 0x1p-8) + 0x1p-25;
   }
 
   // "" or what is wrong with out, and with anything that should not have changed.
@@ -164,13 +171,14 @@ struct RopeCase {
             const int64_t j = p.interleaved ? c / 2 : c % half;
             const bool second = p.interleaved ? c % 2 == 1 : c >= half;
             const int64_t other = p.interleaved ? c ^ 1 : second ? c - half : c + half;
-            const double a = expected * static_cast<double>(cos->F32(table, 0, pos, j));
+            const double a = expected * static_cast<double>(cos->Get(table, 0, pos, j));
             const double s = static_cast<double>(before[n + static_cast<size_t>(other)]) *
-                             static_cast<double>(sin->F32(table, 0, pos, j));
+                             static_cast<double>(sin->Get(table, 0, pos, j));
             expected = second ? a + s : a - s;
             bound = 2.001 * kUnit * (std::fabs(a) + std::fabs(s)) + 0x1p-149;
           }
-          const double got = static_cast<double>(At(*out, b, h, i, c));
+          bound += Rounding(expected, bound);
+          const double got = static_cast<double>(Get(*out, b, h, i, c));
           if (!(std::fabs(got - expected) <= bound) && wrong.empty()) {
             wrong = "sequence " + std::to_string(b) + " head " + std::to_string(h) + " row " + std::to_string(i) +
                     " column " + std::to_string(c) + ": " + std::to_string(got) + ", f64 " + std::to_string(expected);
@@ -201,7 +209,10 @@ struct RopeCase {
                               {"in_place", spec.in_place},
                               {"packed", spec.packed},
                               {"lens", spec.lens},
-                              {"strides", spec.strides}}) {
+                              {"strides", spec.strides},
+                              {"x", spec.x},
+                              {"out", spec.out},
+                              {"tables", spec.tables}}) {
       text += std::string(field.first) + " " + std::to_string(field.second) + " ";
     }
     return Repeat(spec.seed, text);
@@ -234,6 +245,11 @@ RopeSpec RandomRope(uint64_t seed) {
   s.positions = static_cast<decltype(s.positions)>(rng.Int(0, 3));
   s.num_positions = s.q_len + rng.Int(1, 9);
   s.table_batch = rng.Chance(30) ? s.batch : 1;
+  if (rng.Chance(60)) {
+    s.out = static_cast<fovea_dtype>(rng.Pick({FOVEA_F32, FOVEA_BF16, FOVEA_F16}));
+    s.x = s.in_place ? s.out : static_cast<fovea_dtype>(rng.Pick({FOVEA_F32, FOVEA_BF16, FOVEA_F16}));
+    s.tables = static_cast<fovea_dtype>(rng.Pick({FOVEA_F32, FOVEA_BF16, FOVEA_F16}));
+  }
   return s;
 }
 
@@ -256,7 +272,7 @@ RopeSpec LargeSpec() {
 
 }  // namespace
 
-TEST_CASE("rope: random shapes, strides, positions, packed and padded, in place and not, against f64") {
+TEST_CASE("rope: random shapes, dtypes, strides, positions, packed and padded, in place and not, against f64") {
   const uint64_t first = FirstSeed(90000);
   for (int64_t n = 0; n < CaseCount(600); ++n) {
     RopeCase c(RandomRope(first + static_cast<uint64_t>(n)));
@@ -278,6 +294,10 @@ TEST_CASE("rope: rows longer than the kernel's table scratch") {
     RopeCase c(s);
     REQUIRE(Rotate(c.p) == "");
     CHECK(c.Check() == "");
+    s.out = s.tables = FOVEA_BF16;
+    RopeCase converted(s);
+    REQUIRE(Rotate(converted.p) == "");
+    CHECK(converted.Check() == "");
   }
 }
 

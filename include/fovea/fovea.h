@@ -322,7 +322,8 @@ FOVEA_API fovea_status fovea_attention_merge(int32_t n, const fovea_tensor* outs
  * that of RoFormer, GPT-J and Meta's Llama. Source: Su et al. 2021, "RoFormer", eq. 34; ONNX RotaryEmbedding-23.
  *
  * ONNX's caches [positions][n] with position_ids are table_batch = 1; its caches [batch][q_len][n] without are
- * table_batch = batch, position_offset = 0. Its input [batch][q_len][heads * head_dim] is fovea_tensor_bshd(). */
+ * table_batch = batch, position_offset = 0. Its input [batch][q_len][heads * head_dim] is fovea_tensor_bshd().
+ * Each tensor is F32, BF16 or F16. */
 typedef struct fovea_rope_params {
   uint64_t struct_size; /* set by fovea_rope_params_init */
 
@@ -412,7 +413,7 @@ FOVEA_API fovea_status fovea_rope_tables_params_init(fovea_rope_tables_params* p
  * Computed in f64 and rounded once: an angle is within position * 2^-50 of its formula, so that F32 tables are within
  * half an ulp of m, and m * 1e-9, of it at position 10^6. YaRN's paper has its ramp over wavelengths (sec. 3.2); models
  * are trained with its code's, over dimensions, which is this. DeepSeek's mscale and mscale_all_dim: pass the ratio of
- * the two as attention_factor. exec: threads and error_text are used. */
+ * the two as attention_factor. Each table is F32, BF16 or F16. exec: threads and error_text are used. */
 FOVEA_API fovea_status fovea_rope_tables(const fovea_rope_tables_params* params, const fovea_exec* exec);
 
 /* ---- KV cache ----------------------------------------------------------------------------------------------------- */
@@ -438,8 +439,8 @@ typedef struct fovea_kv_append_params {
   int64_t v_head_dim; /* columns of v; 0 means head_dim */
 
   /* k alone or v alone is fine: k_new and k_cache are both given or both absent, so are v_new and v_cache. An output
-   * overlaps nothing. Where cache and new rows differ in dtype, values are rounded to nearest even; else their bits are
-   * kept. */
+   * overlaps nothing. Each is F32, BF16 or F16. Where cache and new rows differ in dtype, values are rounded to nearest
+   * even; else their bits are kept. */
   fovea_tensor k_new;   /* [batch][num_kv_heads][q_len][head_dim] */
   fovea_tensor v_new;   /* [batch][num_kv_heads][q_len][v_head_dim] */
   fovea_tensor k_cache; /* output */
