@@ -8,8 +8,10 @@
 #include "lib/dtype.h"
 #include "lib/error.h"
 #include "lib/fp_env.h"
+#include "lib/kv_append.h"
 #include "lib/parallel_for.h"
 #include "lib/plan.h"
+#include "lib/rope.h"
 #include "lib/run.h"
 #include "lib/validate.h"
 
@@ -213,6 +215,40 @@ fovea_status CheckSamePlan(const fovea_plan& plan, const fovea_attention_params&
   return FOVEA_OK;
 }
 
+fovea_status Rope(const fovea_rope_params* params, const fovea_exec* exec) {
+  fovea_exec e;
+  fovea_rope_params p;
+  fovea_status status = ResolveExec(exec, &e);
+  if (status == FOVEA_OK) status = CheckRope(params, &p);
+  if (status != FOVEA_OK) return status;
+  const Target* target = ChosenTarget();
+  if (!target) return FOVEA_ERR_TARGET_UNAVAILABLE;
+  RunRope(*target, p, e);
+  return FOVEA_OK;
+}
+
+fovea_status RopeTables(const fovea_rope_tables_params* params, const fovea_exec* exec) {
+  fovea_exec e;
+  fovea_rope_tables_params p;
+  fovea_status status = ResolveExec(exec, &e);
+  if (status == FOVEA_OK) status = CheckRopeTables(params, &p);
+  if (status == FOVEA_OK) RunRopeTables(p, e);
+  return status;
+}
+
+fovea_status KvAppend(const fovea_kv_append_params* params, const fovea_exec* exec) {
+  fovea_exec e;
+  fovea_kv_append_params p;
+  fovea_rope_params rope;
+  fovea_status status = ResolveExec(exec, &e);
+  if (status == FOVEA_OK) status = CheckKvAppend(params, &p, &rope);
+  if (status != FOVEA_OK) return status;
+  const Target* target = ChosenTarget();
+  if (!target) return FOVEA_ERR_TARGET_UNAVAILABLE;
+  RunKvAppend(*target, p, e);
+  return FOVEA_OK;
+}
+
 }  // namespace
 }  // namespace fovea
 
@@ -301,6 +337,18 @@ fovea_status fovea_attention_merge(int32_t n, const fovea_tensor* outs, const fo
   if (!target) return Report(exec, FOVEA_ERR_TARGET_UNAVAILABLE);
   RunMerge(*target, n, outs, lses, batch, num_heads, rows, v_head_dim, *out, lse, e);
   return Report(exec, FOVEA_OK);
+}
+
+fovea_status fovea_rope(const fovea_rope_params* params, const fovea_exec* exec) {
+  return Report(exec, Rope(params, exec));
+}
+
+fovea_status fovea_rope_tables(const fovea_rope_tables_params* params, const fovea_exec* exec) {
+  return Report(exec, RopeTables(params, exec));
+}
+
+fovea_status fovea_kv_append(const fovea_kv_append_params* params, const fovea_exec* exec) {
+  return Report(exec, KvAppend(params, exec));
 }
 
 }  // extern "C"

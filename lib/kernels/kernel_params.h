@@ -95,6 +95,23 @@ struct AttentionTask {
   float* part_ml;
 };
 
+// Rows of a sequence's heads, to be rotated (rotary_dim > 0) and converted. Pointers are those of the first row and
+// head, and of the sequence's table at position 0; strides are in elements.
+struct RopeTask {
+  const void* x;
+  void* out;
+  const void* cos;
+  const void* sin;
+  const int32_t* positions;  // [rows], or null: position + row
+  int64_t position;
+  int64_t rows, heads, head_dim, rotary_dim;
+  int64_t x_stride_head, x_stride_row;
+  int64_t out_stride_head, out_stride_row;
+  int64_t cos_stride_row, sin_stride_row;
+  int32_t x_dtype, out_dtype, cos_dtype, sin_dtype;  // StorageType
+  bool interleaved;
+};
+
 // The keys that causality, window, length, mask columns and the task's own range leave to row i: [*lo, *hi], empty if *lo > *hi.
 static inline void RowRange(const AttentionTask& t, int64_t i, int32_t* lo, int32_t* hi) {
   const int64_t pos = i + t.pos0;
