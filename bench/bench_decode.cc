@@ -37,6 +37,11 @@ void AddRows(const std::string& target) {
     add([&](Shape& s) { s.q_len = q_len; });
     add([&](Shape& s) { s.q_len = q_len, s.num_kv_heads = 32; });
   }
+  for (const fovea_dtype dtype : {FOVEA_BF16, FOVEA_F16}) {
+    for (const int64_t kv_len : {1024, 8192, 65536}) add([&](Shape& s) { s.dtype = dtype, s.kv_len = kv_len; });
+    add([&](Shape& s) { s.dtype = dtype, s.num_kv_heads = 32; });
+    add([&](Shape& s) { s.dtype = dtype, s.head_dim = 64; });
+  }
   for (const int64_t head_dim : {64, 256}) add([&](Shape& s) { s.head_dim = head_dim; });
   add([](Shape& s) { s.num_q_heads = s.num_kv_heads = 1, s.kv_len = 65536; });  // one kv head, cut over the threads
   add([](Shape& s) { s.num_q_heads = 8, s.num_kv_heads = 1, s.kv_len = 65536; });

@@ -35,6 +35,11 @@ void AddRows(const std::string& target) {
     both(d, 2048, [](Shape& s) { s.bias = true; });
     both(d, 2048, [](Shape& s) { s.row_stride = 4096; });  // 32 heads of 128, or 64 of 64, of which 8 are computed
   }
+  for (const fovea_dtype dtype : {FOVEA_BF16, FOVEA_F16}) {
+    for (const int64_t d : {64, 128}) {
+      for (const int64_t len : {512, 2048}) both(d, len, [dtype](Shape& s) { s.dtype = dtype; });
+    }
+  }
   for (const int64_t len : {2048, 4096, 8192, 16384}) {
     Shape s = Square(target, 128, len, true);
     s.window = 1024;

@@ -6,6 +6,7 @@
 #include <new>
 #include <stdexcept>
 
+#include "lib/dtype.h"
 #include "lib/reference.h"
 
 namespace fovea_bench {
@@ -19,7 +20,7 @@ void Want(fovea_status status) {
 
 // x with the batch entry b and the head h as its first.
 fovea_tensor From(fovea_tensor x, int64_t b, int64_t h) {
-  if (x.data) x.data = static_cast<float*>(x.data) + b * x.stride_batch + h * x.stride_head;
+  if (x.data) x.data = static_cast<char*>(x.data) + (b * x.stride_batch + h * x.stride_head) * fovea::DtypeBytes(x.dtype);
   return x;
 }
 
@@ -44,7 +45,7 @@ std::string Name(const Shape& s) {
   if (s.soft_cap > 0) name += "/cap" + number(static_cast<int64_t>(s.soft_cap));
   if (s.bias) name += "/bias";
   if (s.sinks) name += "/sinks";
-  if (s.row_stride) name += "/row" + number(s.row_stride * 4 / 1024) + "k";
+  if (s.row_stride) name += "/row" + number(s.row_stride * fovea::DtypeBytes(s.dtype) / 1024) + "k";
   return name + "/t" + number(s.threads) + "@" + s.target;
 }
 
@@ -55,7 +56,7 @@ Floats NewFloats(int64_t count) {
   return p;
 }
 
-Floats RandomFloats(int64_t count, uint64_t seed) {
+Floats RandomFloats(int64_t count, uint64_t seed, fovea_dtype dtype) {
   Floats p = NewFloats(count);
   // The sum of four 16-bit numbers, of deviation 2^16 / sqrt(3), from splitmix64.
   for (int64_t i = 0; i < count; ++i) {
@@ -64,7 +65,7 @@ Floats RandomFloats(int64_t count, uint64_t seed) {
     x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
     x ^= x >> 31;
     const uint64_t sum = (x & 0xFFFF) + (x >> 16 & 0xFFFF) + (x >> 32 & 0xFFFF) + (x >> 48);
-    p[static_cast<size_t>(i)] = (static_cast<float>(sum) - 131070.0f) * (1.7320508f / 65536.0f);
+    fovea::StoreElement(dtype, (static_cast<float>(sum) - 131070.0f) * (1.7320508f / 65536.0f), p.get(), i);
   }
   return p;
 }
@@ -89,7 +90,7 @@ Case::Case(const Shape& shape) : shape_(shape) {
   uint64_t seed = 1;
   const auto tensor = [&](Floats* buffer, int64_t heads, int64_t rows, bool random) {
     const int64_t count = s.row_stride ? s.batch * rows * s.row_stride : s.batch * heads * rows * s.head_dim;
-    *buffer = random ? RandomFloats(count, seed++ << 40) : NewFloats(count);
+    *buffer = random ? RandomFloats(count, seed++ << 40, s.dtype) : NewFloats(count);
     fovea_tensor t = fovea_tensor_bhsd(buffer->get(), s.dtype, heads, rows, s.head_dim);
     if (s.row_stride) {
       t.stride_head = s.head_dim;
@@ -103,8 +104,8 @@ Case::Case(const Shape& shape) : shape_(shape) {
   p.v = tensor(&v_, s.num_kv_heads, s.kv_len, true);
   p.out = tensor(&out_, s.num_q_heads, s.q_len, false);
   if (s.bias) {
-    bias_ = RandomFloats(s.q_len * s.kv_len, seed++ << 40);
-    p.bias = fovea_tensor_bhsd(bias_.get(), FOVEA_F32, 1, s.q_len, s.kv_len);
+    bias_ = RandomFloats(s.q_len * s.kv_len, seed++ << 40, s.dtype);
+    p.bias = fovea_tensor_bhsd(bias_.get(), s.dtype, 1, s.q_len, s.kv_len);
     p.bias.stride_batch = p.bias.stride_head = 0;
   }
   if (s.sinks) {
@@ -112,7 +113,7 @@ Case::Case(const Shape& shape) : shape_(shape) {
     p.sinks = sinks_.get();
   }
   const int64_t keys = s.window ? std::min(s.kv_len, s.q_len + s.window - 1) : s.kv_len;
-  const int64_t bytes = s.batch * s.num_kv_heads * keys * s.head_dim * int64_t{sizeof(float)};
+  const int64_t bytes = s.batch * s.num_kv_heads * keys * s.head_dim * fovea::DtypeBytes(s.dtype);
   spans_ = {{k_.get(), bytes}, {v_.get(), bytes}};
 
   Want(fovea_exec_init(&exec_, sizeof exec_));
@@ -145,6 +146,7 @@ void Case::Check() {
     if (p.sinks) p.sinks += h * group;
     const fovea::AttentionCheck check = fovea::CheckAttention(p, step);
     max_err_ = std::max(max_err_, check.out.error);
+    naive_err_ = std::max(naive_err_, check.out.naive);
     if (!check.passed()) {
       throw std::runtime_error("wrong result: batch " + std::to_string(b + check.out.b) + ", head " +
                                std::to_string(h * group + check.out.h) + ", row " + std::to_string(check.out.i) +
@@ -189,6 +191,7 @@ Result Case::Summarize(const std::vector<Round>& rounds) const {
   result.fma_gflops = Median(fma_rates) * 1e-9;
   result.read_gbps = Median(read_rates) * 1e-9;
   result.max_err = max_err_;
+  result.naive_err = naive_err_;
   result.rounds = static_cast<int>(rounds.size());
   return result;
 }

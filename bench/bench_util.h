@@ -16,7 +16,7 @@ namespace fovea_bench {
 
 struct Shape {
   std::string op = "prefill";  // or "decode": the name, and what bandwidth_fraction is relative to
-  fovea_dtype dtype = FOVEA_F32;
+  fovea_dtype dtype = FOVEA_F32;  // of q, k, v, out and bias
   int64_t batch = 1, num_q_heads = 8, num_kv_heads = 8;
   int64_t q_len = 2048, kv_len = 2048, head_dim = 128;
   bool causal = false;  // the last query stands at the last key
@@ -39,8 +39,8 @@ struct FreeFloats {
 };
 using Floats = std::unique_ptr<float[], FreeFloats>;
 Floats NewFloats(int64_t count);
-// Nearly normal, mean 0, deviation 1, a nanosecond each.
-Floats RandomFloats(int64_t count, uint64_t seed);
+// Nearly normal, mean 0, deviation 1, a nanosecond each; stored as dtype (F32, BF16 or F16).
+Floats RandomFloats(int64_t count, uint64_t seed, fovea_dtype dtype = FOVEA_F32);
 
 // One measurement: the call, and what the machine gave right after it.
 struct Round {
@@ -55,7 +55,8 @@ struct Result {
   // Prefill: of the read rate. Decode: of the lower of the read rate and what 0.75 of the FMA rate could consume.
   double bandwidth_fraction = 0;
   double fma_gflops = 0, read_gbps = 0;
-  double max_err = 0;  // of the sampled rows, relative to their head's largest |V|
+  double max_err = 0;    // of the sampled rows, relative to their head's largest |V|
+  double naive_err = 0;  // of the naive f32 evaluation, its O rounded to the dtype
   int rounds = 0;
 };
 
@@ -82,7 +83,7 @@ class Case {
   fovea_exec exec_;
   fovea_attention_info info_;
   std::vector<Span> spans_;  // of K and V, as much as the permitted keys are
-  double max_err_ = 0;
+  double max_err_ = 0, naive_err_ = 0;
 };
 
 // Targets that this CPU runs, best first, and the one that fovea takes.

@@ -8,6 +8,7 @@ namespace fovea {
 
 struct AttentionTask;
 struct KernelScratch;
+struct RopeTask;
 
 struct KernelTable {
   int32_t (*vector_lanes)();  // f32 lanes, known at run time only on SVE. Call it, and all below, only where the target runs
@@ -16,7 +17,9 @@ struct KernelTable {
   void (*decode_f32)(const AttentionTask&, const KernelScratch&);
   void (*scores_f32)(const AttentionTask&, const KernelScratch&);
   int64_t (*live_pairs)(const AttentionTask&, const KernelScratch&, bool padded);
-  void (*weighted_sum_f32)(const float* const* rows, const float* weights, int64_t n, int64_t dim, float* out);
+  void (*add_weighted)(int32_t dtype, const void* row, float weight, int64_t n, float* sum);
+  void (*store_sum)(const float* sum, int64_t n, int32_t dtype, void* out);
+  void (*rope)(const RopeTask&);
 };
 
 }  // namespace fovea

@@ -5,11 +5,14 @@
 
 #include <mutex>
 
+#include "lib/dtype.h"
 #include "lib/error.h"
 #include "lib/fp_env.h"
+#include "lib/kv_append.h"
 #include "lib/pages.h"
 #include "lib/parallel_for.h"
 #include "lib/plan.h"
+#include "lib/rope.h"
 #include "lib/run.h"
 #include "lib/validate.h"
 
@@ -67,6 +70,21 @@ fovea_status Report(const fovea_exec* user, fovea_status status) {
     snprintf(user->error_text, user->error_capacity, "%s", status == FOVEA_OK ? "" : LastError());
   }
   return status;
+}
+
+// "q BF16, k F16": the tensors that are converted, or "none".
+void DescribeConversions(const fovea_attention_params& p, char* text, size_t capacity) {
+  const struct {
+    const char* name;
+    const fovea_tensor& tensor;
+  } tensors[] = {{"q", p.q}, {"k", p.k}, {"v", p.v}, {"out", p.out}, {"bias", p.bias}};
+  size_t used = 0;
+  for (const auto& t : tensors) {
+    if (t.tensor.dtype == FOVEA_F32 || t.tensor.dtype == FOVEA_DTYPE_NONE || used >= capacity) continue;
+    const int n = snprintf(text + used, capacity - used, "%s%s %s", used ? ", " : "", t.name, fovea_dtype_str(t.tensor.dtype));
+    used += n > 0 ? static_cast<size_t>(n) : 0;
+  }
+  if (used == 0) snprintf(text, capacity, "none");
 }
 
 struct Call {
@@ -154,7 +172,7 @@ fovea_status Describe(const fovea_attention_params* params, const fovea_exec* ex
   if (prefill) snprintf(tile, sizeof tile, "prefill_f32_%dx%d", table.tile_keys, lanes * kTileVecs);
   snprintf(info->kernels, sizeof info->kernels, "%s%s%s%s%s", tile, prefill && decode ? " " : "", decode ? "decode_f32" : "",
            plan->num_tasks[1] ? " merge_f32" : "", plan->num_tasks[2] ? " scores_f32" : "");
-  snprintf(info->conversions, sizeof info->conversions, "none");
+  DescribeConversions(p, info->conversions, sizeof info->conversions);
   info->num_threads = call.workers;
   info->phases = plan->num_phases;
   info->tasks = plan->num_tasks[0] + plan->num_tasks[1] + plan->num_tasks[2];
@@ -167,7 +185,9 @@ fovea_status Describe(const fovea_attention_params* params, const fovea_exec* ex
     q_rows += static_cast<double>(QLen(p, b));
     kv_rows += static_cast<double>(KvLen(p, b));
   }
-  info->bytes = 4.0 * (d + dv) * (q_rows * static_cast<double>(p.num_q_heads) + kv_rows * static_cast<double>(p.num_kv_heads));
+  const auto size = [](const fovea_tensor& x) { return static_cast<double>(DtypeBytes(x.dtype)); };
+  info->bytes = (d * size(p.q) + dv * size(p.out)) * q_rows * static_cast<double>(p.num_q_heads) +
+                (d * size(p.k) + dv * size(p.v)) * kv_rows * static_cast<double>(p.num_kv_heads);
   free(memory);
   return FOVEA_OK;
 }
@@ -195,6 +215,40 @@ fovea_status CheckSamePlan(const fovea_plan& plan, const fovea_attention_params&
            !p.kv_lens != !q.kv_lens || !p.q_positions != !q.q_positions || !p.kv_positions != !q.kv_positions || !p.q_offsets != !q.q_offsets || LengthsHash(p) != plan.lengths_hash)
     field = "lens, cu_seqlens, q_offsets or positions";
   if (field) return Fail(FOVEA_ERR_INVALID_ARGUMENT, "%s: differs from the params that the plan was made for", field);
+  return FOVEA_OK;
+}
+
+fovea_status Rope(const fovea_rope_params* params, const fovea_exec* exec) {
+  fovea_exec e;
+  fovea_rope_params p;
+  fovea_status status = ResolveExec(exec, &e);
+  if (status == FOVEA_OK) status = CheckRope(params, &p);
+  if (status != FOVEA_OK) return status;
+  const Target* target = ChosenTarget();
+  if (!target) return FOVEA_ERR_TARGET_UNAVAILABLE;
+  RunRope(*target, p, e);
+  return FOVEA_OK;
+}
+
+fovea_status RopeTables(const fovea_rope_tables_params* params, const fovea_exec* exec) {
+  fovea_exec e;
+  fovea_rope_tables_params p;
+  fovea_status status = ResolveExec(exec, &e);
+  if (status == FOVEA_OK) status = CheckRopeTables(params, &p);
+  if (status == FOVEA_OK) RunRopeTables(p, e);
+  return status;
+}
+
+fovea_status KvAppend(const fovea_kv_append_params* params, const fovea_exec* exec) {
+  fovea_exec e;
+  fovea_kv_append_params p;
+  fovea_rope_params rope;
+  fovea_status status = ResolveExec(exec, &e);
+  if (status == FOVEA_OK) status = CheckKvAppend(params, &p, &rope);
+  if (status != FOVEA_OK) return status;
+  const Target* target = ChosenTarget();
+  if (!target) return FOVEA_ERR_TARGET_UNAVAILABLE;
+  RunKvAppend(*target, p, e);
   return FOVEA_OK;
 }
 
@@ -286,6 +340,18 @@ fovea_status fovea_attention_merge(int32_t n, const fovea_tensor* outs, const fo
   if (!target) return Report(exec, FOVEA_ERR_TARGET_UNAVAILABLE);
   RunMerge(*target, n, outs, lses, batch, num_heads, rows, v_head_dim, *out, lse, e);
   return Report(exec, FOVEA_OK);
+}
+
+fovea_status fovea_rope(const fovea_rope_params* params, const fovea_exec* exec) {
+  return Report(exec, Rope(params, exec));
+}
+
+fovea_status fovea_rope_tables(const fovea_rope_tables_params* params, const fovea_exec* exec) {
+  return Report(exec, RopeTables(params, exec));
+}
+
+fovea_status fovea_kv_append(const fovea_kv_append_params* params, const fovea_exec* exec) {
+  return Report(exec, KvAppend(params, exec));
 }
 
 }  // extern "C"

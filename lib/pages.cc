@@ -4,6 +4,7 @@
 
 #include <algorithm>
 
+#include "lib/dtype.h"
 #include "lib/error.h"
 #include "lib/plan.h"
 
@@ -45,7 +46,7 @@ bool AnyPermitted(const fovea_attention_params& p, int64_t b, const AttentionTas
         const int64_t at = t.kv_positions ? t.kv_positions[j] : j, column = j - t.mask_first;
         if (at < lo || at > hi) continue;
         if (column >= 0 && t.mask && t.mask[offset(p.mask, column)] == 0) continue;
-        if (column >= 0 && t.bias && t.bias[offset(p.bias, column)] == -HUGE_VALF) continue;
+        if (column >= 0 && t.bias && LoadElement(p.bias.dtype, p.bias.data, offset(p.bias, column)) == -HUGE_VALF) continue;
         return true;
       }
     }

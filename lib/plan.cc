@@ -40,8 +40,8 @@ int64_t MaxPartRows(const fovea_attention_params& p, int64_t rows, uint32_t flag
 }
 
 bool IsDecodeRows(const fovea_attention_params& p, int64_t rows, uint32_t flags) {
-  // The dot-product kernel does not know positions yet.
-  return rows <= kDecodeMaxRows && !(flags & FOVEA_BATCH_INVARIANT) && !p.q_positions && !p.kv_positions;
+  // The dot-product kernel does not know kv_positions yet.
+  return rows <= kDecodeMaxRows && !(flags & FOVEA_BATCH_INVARIANT) && !p.kv_positions;
 }
 
 // Cuts memory into aligned arrays; with base null only counts. Overflow sticks.
@@ -65,7 +65,9 @@ class Carver {
   bool overflow_ = false;
 };
 
-bool NeedsCopy(const fovea_attention_params& p) { return Aliases(p.k.stride_row) || Aliases(p.v.stride_row); }
+bool NeedsCopy(const fovea_attention_params& p) {
+  return CopiesRows(p.k.dtype, p.k.stride_row) || CopiesRows(p.v.dtype, p.v.stride_row);
+}
 
 int32_t MaxTiles(const fovea_attention_params& p, int64_t tile_lanes) {
   const int64_t tile_bytes = tile_lanes * (p.head_dim + p.v_head_dim + kBlockKeys) * static_cast<int64_t>(sizeof(float));
@@ -156,7 +158,8 @@ void FillRange(const fovea_attention_params& p, int64_t b, AttentionTask* t) {
   t->q_positions = QPositions(p, b);
   t->kv_positions = KvPositions(p, b);
   t->mask = static_cast<const uint8_t*>(p.mask.data);
-  t->bias = static_cast<const float*>(p.bias.data);
+  t->bias = p.bias.data;
+  t->bias_dtype = p.bias.dtype;
   t->mask_cols = p.mask_kv_len ? p.mask_kv_len : p.cu_seqlens_kv ? kv_len : p.kv_len;
   t->mask_first = p.mask_align == FOVEA_MASK_ALIGN_RIGHT ? kv_len - t->mask_cols : 0;
 }
@@ -284,14 +287,18 @@ void FillTask(const fovea_plan& plan, const fovea_attention_params& p, const Pla
   const int64_t kv_row = p.cu_seqlens_kv ? p.cu_seqlens_kv[b] : 0, kv_batch = p.cu_seqlens_kv || p.block_table ? 0 : b;
   const auto at = [](const fovea_tensor& x, int64_t batch, int64_t h, int64_t row) {
     const int64_t offset = batch * x.stride_batch + h * x.stride_head + row * x.stride_row;
-    return x.data ? static_cast<float*>(x.data) + offset : nullptr;  // NULL where an extent is 0
+    return x.data ? At(x.data, x.dtype, offset) : nullptr;  // NULL where an extent is 0
   };
   t->q = at(p.q, q_batch, head, q_row);
   t->k = at(p.k, kv_batch, task.kv_head, kv_row);
   t->v = at(p.v, kv_batch, task.kv_head, kv_row);
   t->out = at(p.out, q_batch, head, q_row);
-  t->lse = p.lse.data ? at(p.lse, q_batch, head, q_row) : nullptr;
-  t->scores = p.scores.data ? at(p.scores, q_batch, head, q_row) : nullptr;
+  t->q_dtype = p.q.dtype;
+  t->k_dtype = p.k.dtype;
+  t->v_dtype = p.v.dtype;
+  t->out_dtype = p.out.dtype;
+  t->lse = static_cast<float*>(at(p.lse, q_batch, head, q_row));
+  t->scores = static_cast<float*>(at(p.scores, q_batch, head, q_row));
   const int64_t stats_row = p.cu_seqlens_q ? q_row : b * p.q_len;
   t->stats = plan.stats ? plan.stats + (head * plan.stats_rows + stats_row) * 2 : nullptr;
   t->stats_stride_head = plan.stats_rows * 2;

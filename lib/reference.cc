@@ -4,7 +4,9 @@
 #include <cfloat>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
+#include "lib/dtype.h"
 #include "lib/validate.h"
 
 namespace fovea {
@@ -13,18 +15,26 @@ namespace {
 constexpr double kUlp = 0x1p-24;
 constexpr double kInf = std::numeric_limits<double>::infinity();
 
-// Row i of sequence b in head h; cu is the cu_seqlens of the tensor's side, NULL where it is padded.
-template <typename E>
-E* Row(const fovea_tensor& t, const int32_t* cu, int64_t b, int64_t h, int64_t i) {
-  return static_cast<E*>(t.data) + (cu ? cu[b] * t.stride_row : b * t.stride_batch) + h * t.stride_head +
-         i * t.stride_row;
+// The first element of row i of sequence b in head h; cu is the cu_seqlens of the tensor's side, NULL where it is padded.
+int64_t RowStart(const fovea_tensor& t, const int32_t* cu, int64_t b, int64_t h, int64_t i) {
+  return (cu ? cu[b] * t.stride_row : b * t.stride_batch) + h * t.stride_head + i * t.stride_row;
 }
 
-// Row j of sequence b in k or v.
-const float* KvRow(const fovea_attention_params& p, const fovea_tensor& t, int64_t b, int64_t kv_head, int64_t j) {
-  if (!p.block_table) return Row<const float>(t, p.cu_seqlens_kv, b, kv_head, j);
+// That row as f32: where it lies, or n columns of it in *buffer.
+const float* Row(const fovea_tensor& t, const int32_t* cu, int64_t b, int64_t h, int64_t i, int64_t n, std::vector<float>* buffer) {
+  const int64_t start = RowStart(t, cu, b, h, i);
+  if (t.dtype == FOVEA_F32) return static_cast<const float*>(t.data) + start;
+  buffer->resize(static_cast<size_t>(n));
+  for (int64_t c = 0; c < n; ++c) (*buffer)[static_cast<size_t>(c)] = LoadElement(t.dtype, t.data, start + c);
+  return buffer->data();
+}
+
+// Row j of sequence b in k or v, likewise.
+const float* KvRow(const fovea_attention_params& p, const fovea_tensor& t, int64_t b, int64_t kv_head, int64_t j, int64_t n,
+                   std::vector<float>* buffer) {
+  if (!p.block_table) return Row(t, p.cu_seqlens_kv, b, kv_head, j, n, buffer);
   const int64_t page = p.block_table[b * p.block_table_stride + j / p.page_size];
-  return Row<const float>(t, nullptr, page, kv_head, j % p.page_size);
+  return Row(t, nullptr, page, kv_head, j % p.page_size, n, buffer);
 }
 
 int64_t VHeadDim(const fovea_attention_params& p) { return p.v_head_dim ? p.v_head_dim : p.head_dim; }
@@ -38,10 +48,18 @@ int64_t MaskColumn(const fovea_attention_params& p, int64_t b, int64_t j) {
   return p.mask_align == FOVEA_MASK_ALIGN_RIGHT ? j - (KvLen(p, b) - MaskColumns(p, b)) : j;
 }
 
-// Element of mask or bias.
-template <typename E>
-E MaskElement(const fovea_attention_params& p, const fovea_tensor& t, int64_t b, int64_t h, int64_t i, int64_t column) {
-  return Row<const E>(t, nullptr, b, h, i + (p.mask_offsets ? p.mask_offsets[b] : 0))[column * t.stride_col];
+// Where an element of mask or bias lies.
+int64_t MaskElement(const fovea_attention_params& p, const fovea_tensor& t, int64_t b, int64_t h, int64_t i, int64_t column) {
+  return RowStart(t, nullptr, b, h, i + (p.mask_offsets ? p.mask_offsets[b] : 0)) + column * t.stride_col;
+}
+float Bias(const fovea_attention_params& p, int64_t b, int64_t h, int64_t i, int64_t column) {
+  return LoadElement(p.bias.dtype, p.bias.data, MaskElement(p, p.bias, b, h, i, column));
+}
+
+float Round(fovea_dtype dtype, float x) {
+  float rounded = 0;  // room for any type
+  StoreElement(dtype, x, &rounded, 0);
+  return LoadElement(dtype, &rounded, 0);
 }
 
 int64_t QueryPosition(const fovea_attention_params& p, int64_t b, int64_t i) {
@@ -65,8 +83,8 @@ bool Permitted(const fovea_attention_params& p, int64_t b, int64_t h, int64_t i,
   const int64_t column = MaskColumn(p, b, j);
   if (column < 0) return true;
   if (column >= MaskColumns(p, b)) return false;
-  if (p.mask.data && MaskElement<uint8_t>(p, p.mask, b, h, i, column) == 0) return false;
-  return !(p.bias.data && MaskElement<float>(p, p.bias, b, h, i, column) == -INFINITY);
+  if (p.mask.data && static_cast<const uint8_t*>(p.mask.data)[MaskElement(p, p.mask, b, h, i, column)] == 0) return false;
+  return !(p.bias.data && Bias(p, b, h, i, column) == -INFINITY);
 }
 
 template <typename T>
@@ -89,12 +107,13 @@ void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t 
 
   std::vector<char> permitted(static_cast<size_t>(kv_len));
   std::vector<T> s(static_cast<size_t>(kv_len), minus_inf);  // the scores, then their weights
-  const float* q = Row<const float>(p.q, p.cu_seqlens_q, b, h, i);
+  std::vector<float> q_buffer, kv_buffer;
+  const float* q = Row(p.q, p.cu_seqlens_q, b, h, i, p.head_dim, &q_buffer);
   for (int64_t j = 0; j < kv_len; ++j) {
     const size_t at = static_cast<size_t>(j);
     permitted[at] = Permitted(p, b, h, i, j);
     if (!permitted[at] && !every_key) continue;
-    const float* k = KvRow(p, p.k, b, kv_head, j);
+    const float* k = KvRow(p, p.k, b, kv_head, j, p.head_dim, &kv_buffer);
     T dot = 0;
     double magnitude = 0;
     for (int64_t c = 0; c < p.head_dim; ++c) {
@@ -112,7 +131,7 @@ void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t 
     row->dot_magnitude = std::max(row->dot_magnitude, magnitude);
     if (p.bias.data) {
       const int64_t column = MaskColumn(p, b, j);
-      const float bias = column < 0 ? 0.0f : MaskElement<float>(p, p.bias, b, h, i, column);
+      const float bias = column < 0 ? 0.0f : Bias(p, b, h, i, column);
       score += static_cast<T>(bias);
       row->magnitudes[at] += Finite(std::fabs(static_cast<double>(bias)));
     }
@@ -156,11 +175,14 @@ void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t 
     if (static_cast<double>(weight) >= kUlp && s[at] > static_cast<T>(-FLT_MAX)) {
       row->row_magnitude = std::max(row->row_magnitude, row->magnitudes[at]);
     }
-    const float* v = KvRow(p, p.v, b, kv_head, j);
+    const float* v = KvRow(p, p.v, b, kv_head, j, VHeadDim(p), &kv_buffer);
     for (int64_t c = 0; c < VHeadDim(p); ++c) {
       if (!empty) row->out[static_cast<size_t>(c)] += weight * static_cast<T>(v[c]);
       row->v_magnitude = std::max(row->v_magnitude, Finite(std::fabs(static_cast<double>(v[c]))));
     }
+  }
+  if constexpr (std::is_same_v<T, float>) {
+    for (float& x : row->out) x = Round(p.out.dtype, x);
   }
 }
 
@@ -178,7 +200,9 @@ struct Difference {
 
 enum class Infinite { kExact, kMayBeNan };
 
-double Distance(double got, double want, Infinite infinite) {
+// largest: the largest finite number of the type that got was stored as.
+double Distance(double got, double want, Infinite infinite, double largest) {
+  if (std::isinf(got) && std::fabs(want) > largest && std::signbit(got) == std::signbit(want)) return 0;
   if (std::isnan(want)) return std::isnan(got) ? 0 : kInf;
   if (std::isinf(want)) return got == want || (infinite == Infinite::kMayBeNan && std::isnan(got)) ? 0 : kInf;
   return std::isfinite(got) ? std::fabs(got - want) : kInf;
@@ -187,7 +211,7 @@ double Distance(double got, double want, Infinite infinite) {
 // Appends the elements of one row, or only the worst of those that share a magnitude, which is all that the bound
 // needs.
 void Compare(const float* got, int64_t got_stride, const std::vector<double>& want, const std::vector<float>& naive,
-             int64_t i, Infinite infinite, const double* magnitudes, double magnitude, std::vector<Difference>* all) {
+             int64_t i, Infinite infinite, const double* magnitudes, double magnitude, std::vector<Difference>* all, double largest = kInf) {
   Difference worst;
   worst.error = -1;
   double worst_naive = 0;
@@ -197,8 +221,8 @@ void Compare(const float* got, int64_t got_stride, const std::vector<double>& wa
     d.c = static_cast<int64_t>(c);
     d.got = static_cast<double>(got[d.c * got_stride]);
     d.want = want[c];
-    d.error = Distance(d.got, d.want, infinite);
-    d.naive = Finite(Distance(static_cast<double>(naive[c]), d.want, infinite));
+    d.error = Distance(d.got, d.want, infinite, largest);
+    d.naive = Finite(Distance(static_cast<double>(naive[c]), d.want, infinite, largest));
     if (magnitudes) {
       d.magnitude = magnitudes[c];
       all->push_back(d);
@@ -243,6 +267,8 @@ AttentionCheck CheckAttention(const fovea_attention_params& p, int64_t row_step)
   ReferenceRow<double> oracle;
   ReferenceRow<float> naive;
   std::vector<Difference> out, lse, scores;
+  std::vector<float> got;
+  const double largest = p.out.dtype == FOVEA_F16 ? 65504 : p.out.dtype == FOVEA_BF16 ? 0x1.FEp127 : static_cast<double>(FLT_MAX);
   for (int64_t b = 0; b < p.batch; ++b) {
     for (int64_t h = 0; h < p.num_q_heads; ++h) {
       out.clear();
@@ -254,16 +280,16 @@ AttentionCheck CheckAttention(const fovea_attention_params& p, int64_t row_step)
         EvaluateRow(p, b, h, i, &naive);
         dot_magnitude = std::max(dot_magnitude, oracle.dot_magnitude);
         v_magnitude = std::max(v_magnitude, oracle.v_magnitude);
-        Compare(Row<const float>(p.out, p.cu_seqlens_q, b, h, i), 1, oracle.out, naive.out, i, Infinite::kMayBeNan,
-                nullptr, oracle.row_magnitude, &out);
+        Compare(Row(p.out, p.cu_seqlens_q, b, h, i, VHeadDim(p), &got), 1, oracle.out, naive.out, i,
+                Infinite::kMayBeNan, nullptr, oracle.row_magnitude, &out, largest);
         if (p.lse.data) {
-          Compare(Row<const float>(p.lse, p.cu_seqlens_q, b, h, i), 1, {oracle.lse}, {naive.lse}, i, Infinite::kExact,
+          Compare(Row(p.lse, p.cu_seqlens_q, b, h, i, 1, &got), 1, {oracle.lse}, {naive.lse}, i, Infinite::kExact,
                   nullptr, std::max(oracle.row_magnitude, Finite(std::fabs(oracle.lse))), &lse);
         }
         if (p.scores.data) {
           oracle.magnitudes.resize(oracle.scores.size(), 0);
           const bool probabilities = p.scores_stage == FOVEA_SCORES_PROBABILITIES;
-          Compare(Row<const float>(p.scores, p.cu_seqlens_q, b, h, i), p.scores.stride_col, oracle.scores, naive.scores,
+          Compare(Row(p.scores, p.cu_seqlens_q, b, h, i, p.kv_len, &got), p.scores.stride_col, oracle.scores, naive.scores,
                   i, Infinite::kExact, probabilities ? nullptr : oracle.magnitudes.data(), oracle.row_magnitude,
                   &scores);
         }

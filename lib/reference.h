@@ -36,6 +36,7 @@ struct ReferenceRow {
 //   S_j = scale * sum_k q_k k_jk; soft cap; S_j += bias_j - slope |j - pos|, -FLT_MAX if below -FLT_MAX / log2(e)
 //   m = max(S_j, sink); l = sum_j exp(S_j - m) + exp(sink - m); P_j = exp(S_j - m) / l; O = sum_j P_j V_j; LSE = m +
 //   log(l)
+// With T = float out is rounded to its dtype.
 // K, V and bias of a key that is not permitted are not read; for RAW and SOFT_CAPPED scores, K of every key is.
 template <typename T>
 void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t i, ReferenceRow<T>* row);
@@ -62,7 +63,8 @@ struct AttentionCheck {
 //   scores   likewise, with max(D, the element's own magnitude) for RAW to BIASED, max(D, R_i) for PROBABILITIES
 // D = max over the head of dot_magnitude, R_i = row_magnitude of the row, w = max(1, sqrt(head_dim) / 4): the rounding
 // errors of a sum in order add up like a random walk, which a softmax averages and a single score does not. A naive
-// that is not finite counts as exact. An out of +-Inf (from Inf in a permitted V) may be NaN as well: P may be 0 in
+// that is not finite counts as exact. In bf16 and f16 naive and out are rounded at the same point; past the largest finite number of out's dtype
+// Inf is right. An out of +-Inf (from Inf in a permitted V) may be NaN as well: P may be 0 in
 // f32.
 AttentionCheck CheckAttention(const fovea_attention_params& p, int64_t row_step = 1);
 

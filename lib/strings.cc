@@ -132,6 +132,24 @@ const char* fovea_scores_stage_str(fovea_scores_stage stage) {
   return "unknown fovea_scores_stage";
 }
 
+const char* fovea_rope_scaling_str(fovea_rope_scaling scaling) {
+  switch (scaling) {
+    case FOVEA_ROPE_SCALING_NONE:
+      return "FOVEA_ROPE_SCALING_NONE";
+    case FOVEA_ROPE_SCALING_LINEAR:
+      return "FOVEA_ROPE_SCALING_LINEAR";
+    case FOVEA_ROPE_SCALING_NTK:
+      return "FOVEA_ROPE_SCALING_NTK";
+    case FOVEA_ROPE_SCALING_DYNAMIC_NTK:
+      return "FOVEA_ROPE_SCALING_DYNAMIC_NTK";
+    case FOVEA_ROPE_SCALING_YARN:
+      return "FOVEA_ROPE_SCALING_YARN";
+    case FOVEA_ROPE_SCALING_LLAMA3:
+      return "FOVEA_ROPE_SCALING_LLAMA3";
+  }
+  return "unknown fovea_rope_scaling";
+}
+
 const char* fovea_last_error(void) { return fovea::LastError(); }
 
 int32_t fovea_version(void) { return FOVEA_VERSION; }
@@ -157,6 +175,26 @@ fovea_status fovea_attention_params_init(fovea_attention_params* params, size_t 
   fovea::SetField(params, size, offsetof(fovea_attention_params, window_left), int64_t{-1});
   fovea::SetField(params, size, offsetof(fovea_attention_params, window_right), int64_t{-1});
   return FOVEA_OK;
+}
+
+fovea_status fovea_rope_params_init(fovea_rope_params* params, size_t size) {
+  return fovea::InitStruct(params, size, "fovea_rope_params_init");
+}
+
+fovea_status fovea_rope_tables_params_init(fovea_rope_tables_params* params, size_t size) {
+  if (fovea_status s = fovea::InitStruct(params, size, "fovea_rope_tables_params_init"); s != FOVEA_OK) return s;
+  fovea::SetField(params, size, offsetof(fovea_rope_tables_params, base), 10000.0);
+  fovea::SetField(params, size, offsetof(fovea_rope_tables_params, yarn_truncate), int32_t{1});
+  fovea::SetField(params, size, offsetof(fovea_rope_tables_params, factor), 1.0);
+  fovea::SetField(params, size, offsetof(fovea_rope_tables_params, beta_fast), 32.0);
+  fovea::SetField(params, size, offsetof(fovea_rope_tables_params, beta_slow), 1.0);
+  fovea::SetField(params, size, offsetof(fovea_rope_tables_params, low_freq_factor), 1.0);
+  fovea::SetField(params, size, offsetof(fovea_rope_tables_params, high_freq_factor), 4.0);
+  return FOVEA_OK;
+}
+
+fovea_status fovea_kv_append_params_init(fovea_kv_append_params* params, size_t size) {
+  return fovea::InitStruct(params, size, "fovea_kv_append_params_init");
 }
 
 fovea_status fovea_exec_init(fovea_exec* exec, size_t size) { return fovea::InitStruct(exec, size, "fovea_exec_init"); }

@@ -9,6 +9,7 @@
 #include <numeric>
 #include <utility>
 
+#include "lib/dtype.h"
 #include "lib/error.h"
 
 // Reading order: Overlap and OverlapsItself (does an output share memory with anything), CheckTensor (one tensor
@@ -257,9 +258,19 @@ fovea_status MakeView(Name name, const void* data, int64_t element_bytes, const 
   return FOVEA_OK;
 }
 
+// The dtypes that a tensor may have.
+enum class Takes { kF32, kU8, kFloats };
+
+bool IsTaken(Takes takes, fovea_dtype dtype) {
+  if (takes == Takes::kU8) return dtype == FOVEA_U8;
+  return dtype == FOVEA_F32 || (takes == Takes::kFloats && (dtype == FOVEA_BF16 || dtype == FOVEA_F16));
+}
+
+const char* TakesText(Takes takes) { return takes == Takes::kU8 ? "U8" : takes == Takes::kF32 ? "F32" : "F32, BF16 or F16"; }
+
 struct Expected {
   Name name;
-  fovea_dtype dtype;
+  Takes takes;
   bool required;
   bool strided_columns;  // stride_col is read
 };
@@ -276,14 +287,14 @@ fovea_status CheckTensor(const Expected& want, const int64_t (&extent)[kDims], C
     return Fail(kUnsupported, "%s.reserved = %" PRId32 ", %" PRId64 ", %" PRId64 ": this version wants zeros",
                 Text(name).text, t->reserved, t->reserved1, t->reserved2);
   }
-  if (t->dtype != want.dtype) {
+  if (!IsTaken(want.takes, t->dtype)) {
     if (t->dtype == FOVEA_DTYPE_NONE) {
       if (want.required) {
-        return Fail(kInvalid, "%s.dtype = NONE: must be %s", Text(name).text, fovea_dtype_str(want.dtype));
+        return Fail(kInvalid, "%s.dtype = NONE: must be %s", Text(name).text, TakesText(want.takes));
       }
       if (t->data != nullptr) {
         return Fail(kInvalid, "%s.dtype = NONE: must be %s where %s.data is given", Text(name).text,
-                    fovea_dtype_str(want.dtype), Text(name).text);
+                    TakesText(want.takes), Text(name).text);
       }
       return FOVEA_OK;
     }
@@ -291,7 +302,7 @@ fovea_status CheckTensor(const Expected& want, const int64_t (&extent)[kDims], C
       return Fail(kInvalid, "%s.dtype = %" PRId32 ": must be a fovea_dtype", Text(name).text, t->dtype);
     }
     return Fail(kUnsupported, "%s.dtype = %s: this version takes %s", Text(name).text, fovea_dtype_str(t->dtype),
-                fovea_dtype_str(want.dtype));
+                TakesText(want.takes));
   }
   if (!want.strided_columns && t->stride_col != 0 && t->stride_col != 1) {
     return Fail(kInvalid, "%s.stride_col = %" PRId64 ": must be 0 or 1, columns are contiguous", Text(name).text,
@@ -299,7 +310,7 @@ fovea_status CheckTensor(const Expected& want, const int64_t (&extent)[kDims], C
   }
   const int64_t stride[kDims] = {t->stride_batch, t->stride_head, t->stride_row,
                                  want.strided_columns ? t->stride_col : 1};
-  const int64_t element_bytes = want.dtype == FOVEA_U8 ? 1 : 4;
+  const int64_t element_bytes = DtypeBytes(t->dtype);
   const void* data = check == CheckData::kYes ? t->data : nullptr;
   if (fovea_status s = MakeView(name, data, element_bytes, extent, stride, view); s != FOVEA_OK) return s;
   t->stride_batch = view->stride[0];
@@ -696,14 +707,14 @@ fovea_status CheckTensors(CheckData check, const Needed& needed, fovea_attention
     const int64_t (&extent)[kDims];
     fovea_tensor* tensor;
   } tensors[] = {
-      {{{"out"}, FOVEA_F32, true, false}, out_extent, &p->out},
-      {{{"lse"}, FOVEA_F32, false, false}, lse_extent, &p->lse},
-      {{{"scores"}, FOVEA_F32, false, true}, scores_extent, &p->scores},
-      {{{"q"}, FOVEA_F32, true, false}, q_extent, &p->q},
-      {{{"k"}, FOVEA_F32, true, false}, k_extent, &p->k},
-      {{{"v"}, FOVEA_F32, true, false}, v_extent, &p->v},
-      {{{"mask"}, FOVEA_U8, false, true}, mask_extent, &p->mask},
-      {{{"bias"}, FOVEA_F32, false, true}, mask_extent, &p->bias},
+      {{{"out"}, Takes::kFloats, true, false}, out_extent, &p->out},
+      {{{"lse"}, Takes::kF32, false, false}, lse_extent, &p->lse},
+      {{{"scores"}, Takes::kF32, false, true}, scores_extent, &p->scores},
+      {{{"q"}, Takes::kFloats, true, false}, q_extent, &p->q},
+      {{{"k"}, Takes::kFloats, true, false}, k_extent, &p->k},
+      {{{"v"}, Takes::kFloats, true, false}, v_extent, &p->v},
+      {{{"mask"}, Takes::kU8, false, true}, mask_extent, &p->mask},
+      {{{"bias"}, Takes::kFloats, false, true}, mask_extent, &p->bias},
   };
   constexpr int kOutputs = 3;
   View views[16];
@@ -747,7 +758,7 @@ fovea_status CheckTensors(CheckData check, const Needed& needed, fovea_attention
 }
 
 bool SameElements(const View& a, const View& b) {
-  return a.begin == b.begin && a.end == b.end && std::equal(a.stride, a.stride + kDims, b.stride);
+  return a.begin == b.begin && a.end == b.end && a.element_bytes == b.element_bytes && std::equal(a.stride, a.stride + kDims, b.stride);
 }
 
 }  // namespace
@@ -798,22 +809,22 @@ fovea_status CheckMerge(int32_t n, const fovea_tensor* outs, const fovea_tensor*
     return s;
   }
   const int64_t out_extent[] = {batch, num_heads, rows, v_head_dim}, lse_extent[] = {batch, num_heads, rows, 1};
-  const auto check = [](Name name, const int64_t(&extent)[kDims], const fovea_tensor& tensor, View* view) {
+  const auto check = [](Name name, Takes takes, const int64_t(&extent)[kDims], const fovea_tensor& tensor, View* view) {
     fovea_tensor t = tensor;
-    return CheckTensor({name, FOVEA_F32, true, false}, extent, CheckData::kYes, &t, view);
+    return CheckTensor({name, takes, true, false}, extent, CheckData::kYes, &t, view);
   };
   View out_view, lse_view = {};  // an lse that is not given overlaps nothing
-  if (fovea_status s = check({"out"}, out_extent, *out, &out_view); s != FOVEA_OK) return s;
+  if (fovea_status s = check({"out"}, Takes::kFloats, out_extent, *out, &out_view); s != FOVEA_OK) return s;
   if (fovea_status s = CheckDistinct(out_view); s != FOVEA_OK) return s;
   if (lse != nullptr) {
-    if (fovea_status s = check({"lse"}, lse_extent, *lse, &lse_view); s != FOVEA_OK) return s;
+    if (fovea_status s = check({"lse"}, Takes::kF32, lse_extent, *lse, &lse_view); s != FOVEA_OK) return s;
     if (fovea_status s = CheckDistinct(lse_view); s != FOVEA_OK) return s;
     if (fovea_status s = CheckDisjoint(out_view, lse_view); s != FOVEA_OK) return s;
   }
   for (int32_t i = 0; i < n; ++i) {
     View part_out, part_lse;
-    if (fovea_status s = check({"outs", i}, out_extent, outs[i], &part_out); s != FOVEA_OK) return s;
-    if (fovea_status s = check({"lses", i}, lse_extent, lses[i], &part_lse); s != FOVEA_OK) return s;
+    if (fovea_status s = check({"outs", i}, Takes::kFloats, out_extent, outs[i], &part_out); s != FOVEA_OK) return s;
+    if (fovea_status s = check({"lses", i}, Takes::kF32, lse_extent, lses[i], &part_lse); s != FOVEA_OK) return s;
     // The first part may be joined in place.
     if (i != 0 || !SameElements(out_view, part_out)) {
       if (fovea_status s = CheckDisjoint(out_view, part_out); s != FOVEA_OK) return s;
@@ -825,6 +836,383 @@ fovea_status CheckMerge(int32_t n, const fovea_tensor* outs, const fovea_tensor*
     if (fovea_status s = CheckDisjoint(lse_view, part_out); s != FOVEA_OK) return s;
   }
   return FOVEA_OK;
+}
+
+// ---- RoPE and the KV cache -----------------------------------------------------------------------------------------
+
+namespace {
+
+// The views of a call's tensors and arrays: outputs first, so that they are held against everything after them.
+class Views {
+ public:
+  explicit Views(int outputs) : outputs_(outputs) {}
+
+  fovea_status AddTensor(Name name, bool required, const int64_t (&extent)[kDims], fovea_tensor* t) {
+    return CheckTensor({name, Takes::kFloats, required, false}, extent, CheckData::kYes, t, &views_[n_++]);
+  }
+  // int32 [rows][cols], stride apart.
+  fovea_status AddArray(Name name, const int32_t* data, int64_t rows, int64_t stride, int64_t cols) {
+    const int64_t extent[] = {rows, 1, 1, cols}, strides[] = {stride, 0, 0, 1};
+    return MakeView(name, data, 4, extent, strides, &views_[n_++]);
+  }
+  // in_place: the second view may be exactly the first.
+  fovea_status CheckOutputs(bool in_place) const {
+    for (int i = 0; i < outputs_; ++i) {
+      if (fovea_status s = CheckDistinct(views_[i]); s != FOVEA_OK) return s;
+      for (int j = i + 1; j < n_; ++j) {
+        if (in_place && i == 0 && j == 1) continue;
+        if (fovea_status s = CheckDisjoint(views_[i], views_[j]); s != FOVEA_OK) return s;
+      }
+    }
+    return FOVEA_OK;
+  }
+  const View& operator[](int i) const { return views_[i]; }
+
+ private:
+  View views_[16];
+  int n_ = 0;
+  const int outputs_;
+};
+
+// Fields of a fovea_rope_params, by their full names where it is part of another struct.
+struct RopeNames {
+  const char *rotary_dim, *num_positions, *table_batch, *interleaved, *reserved, *cos, *sin;
+  const char *position_offset, *position_offsets, *position_ids, *position_ids_stride;
+};
+constexpr RopeNames kRopeNames = {
+    "rotary_dim", "num_positions",   "table_batch",      "interleaved",  "reserved",           "cos",
+    "sin",        "position_offset", "position_offsets", "position_ids", "position_ids_stride"};
+constexpr RopeNames kAppendRopeNames = {"rope.rotary_dim",   "rope.num_positions",      "rope.table_batch",
+                                        "rope.interleaved",  "rope.reserved",           "rope.cos",
+                                        "rope.sin",          "rope.position_offset",    "rope.position_offsets",
+                                        "rope.position_ids", "rope.position_ids_stride"};
+
+// Lengths of new rows; the same fields in every struct that has them.
+template <class Params>
+fovea_status CheckNewRows(const Params& p, const char* heads_name, int64_t heads, int64_t dim) {
+  if (fovea_status s = CheckPositive("batch", p.batch); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckPositive(heads_name, heads); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckLength("q_len", p.q_len); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckPositive("head_dim", p.head_dim); s != FOVEA_OK) return s;
+  if (p.total_q < 0 || (p.total_q > 0 && p.cu_seqlens_q == nullptr)) {
+    return Fail(kInvalid, "total_q = %" PRId64 ": must be %s", p.total_q,
+                p.total_q < 0 ? "at least 0" : "0 without cu_seqlens_q");
+  }
+  if (fovea_status s =
+          CheckCount("batch * heads * q_len * head_dim", p.batch, heads, std::max<int64_t>(p.q_len, 1), dim);
+      s != FOVEA_OK) {
+    return s;
+  }
+  if (fovea_status s = CheckCount("total_q * heads * head_dim", p.total_q, heads, dim, 1); s != FOVEA_OK) return s;
+  return CheckLengths({"q_lens", "cu_seqlens_q", "q_len", "total_q", p.q_lens, p.cu_seqlens_q, p.q_len, p.total_q},
+                      p.batch);
+}
+
+// [rows][cols] int32 of which sequence b's new rows have an entry each.
+template <class Params>
+fovea_status CheckRowArray(const char* stride_name, int64_t stride, bool may_share, const Params& p) {
+  if (p.cu_seqlens_q != nullptr || stride >= p.q_len || (stride == 0 && (may_share || p.batch == 1))) {
+    int64_t span;
+    if (p.cu_seqlens_q != nullptr || !__builtin_mul_overflow(p.batch, stride, &span)) return FOVEA_OK;
+  }
+  return Fail(kInvalid, "%s = %" PRId64 ": must be at least q_len = %" PRId64 "%s", stride_name, stride, p.q_len,
+              may_share ? ", or 0 for one row of all sequences" : "");
+}
+
+// Tables and positions of p, whose lengths are known to be right. skips: -1 in it leaves a row out, and its position
+// unread.
+fovea_status CheckRotation(const RopeNames& names, const int32_t* skips, int64_t skips_stride, fovea_rope_params* p,
+                           Views* views) {
+  if (p->rotary_dim == 0) p->rotary_dim = p->head_dim;
+  if (p->rotary_dim < 0 || p->rotary_dim > p->head_dim || p->rotary_dim % 2 != 0) {
+    return Fail(kInvalid, "%s = %" PRId64 ": must be even and at most head_dim = %" PRId64, names.rotary_dim,
+                p->rotary_dim, p->head_dim);
+  }
+  if (fovea_status s = CheckLength(names.num_positions, p->num_positions); s != FOVEA_OK) return s;
+  if (p->table_batch == 0) p->table_batch = 1;
+  if (p->table_batch != 1 && p->table_batch != p->batch) {
+    return Fail(kInvalid, "%s = %" PRId64 ": must be 1 (or 0) or batch = %" PRId64, names.table_batch, p->table_batch,
+                p->batch);
+  }
+  if (fovea_status s = CheckEnum(names.interleaved, p->interleaved, 1); s != FOVEA_OK) return s;
+  if (p->reserved != 0) return Fail(kUnsupported, "%s = %" PRId32 ": must be 0", names.reserved, p->reserved);
+  if (p->position_offsets != nullptr && p->position_ids != nullptr) {
+    return Fail(kInvalid, "%s is given: must be NULL where %s is given", names.position_offsets, names.position_ids);
+  }
+  if (p->position_offset != 0 && (p->position_offsets != nullptr || p->position_ids != nullptr)) {
+    return Fail(kInvalid, "%s = %" PRId64 ": must be 0 where %s is given", names.position_offset, p->position_offset,
+                p->position_ids != nullptr ? names.position_ids : names.position_offsets);
+  }
+  if (p->position_ids != nullptr) {
+    if (fovea_status s = CheckRowArray(names.position_ids_stride, p->position_ids_stride, true, *p); s != FOVEA_OK)
+      return s;
+  }
+  const int64_t extent[] = {p->table_batch, 1, p->num_positions, p->rotary_dim / 2};
+  if (fovea_status s = views->AddTensor({names.cos}, true, extent, &p->cos); s != FOVEA_OK) return s;
+  if (fovea_status s = views->AddTensor({names.sin}, true, extent, &p->sin); s != FOVEA_OK) return s;
+  for (int64_t b = 0; b < p->batch; ++b) {
+    const int64_t len = QLen(*p, b), first = p->cu_seqlens_q != nullptr ? p->cu_seqlens_q[b] : 0;
+    const int32_t* skip = skips == nullptr             ? nullptr
+                          : p->cu_seqlens_q != nullptr ? skips + first
+                                                       : skips + b * skips_stride;
+    if (p->position_ids != nullptr) {
+      const int32_t* ids = p->position_ids + (p->cu_seqlens_q != nullptr ? first : b * p->position_ids_stride);
+      for (int64_t i = 0; i < len; ++i) {
+        if (skip != nullptr && skip[i] == -1) continue;
+        if (ids[i] < 0 || ids[i] >= p->num_positions) {
+          return Fail(kInvalid,
+                      "%s of row %" PRId64 " of sequence %" PRId64 " = %" PRId32 ": must be in [0, %s = %" PRId64 ")",
+                      names.position_ids, i, b, ids[i], names.num_positions, p->num_positions);
+        }
+      }
+      continue;
+    }
+    const int64_t offset = p->position_offsets != nullptr ? p->position_offsets[b] : p->position_offset;
+    int64_t used_begin = 0, used_end = len;
+    while (skip != nullptr && used_begin < used_end && skip[used_begin] == -1) ++used_begin;
+    while (skip != nullptr && used_begin < used_end && skip[used_end - 1] == -1) --used_end;
+    if (used_begin == used_end) continue;
+    if (offset < -used_begin || offset > p->num_positions - used_end) {
+      return Fail(kInvalid,
+                  "%s of sequence %" PRId64 " = %" PRId64 ": its positions, %" PRId64
+                  " rows, must be in [0, %s = %" PRId64 ")",
+                  p->position_offsets != nullptr ? names.position_offsets : names.position_offset, b, offset, len,
+                  names.num_positions, p->num_positions);
+    }
+  }
+  return FOVEA_OK;
+}
+
+// Where new rows go: every entry and slot that is written to.
+fovea_status CheckPlaces(const fovea_kv_append_params& p) {
+  const bool paged = p.block_table != nullptr || p.slot_mapping != nullptr;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const int64_t len = QLen(p, b);
+    if (len == 0) continue;
+    if (p.slot_mapping != nullptr) {
+      const int32_t* slots =
+          p.slot_mapping + (p.cu_seqlens_q != nullptr ? p.cu_seqlens_q[b] : b * p.slot_mapping_stride);
+      const int64_t num_slots = p.num_pages * p.page_size;
+      for (int64_t i = 0; i < len; ++i) {
+        if (slots[i] < -1 || slots[i] >= num_slots) {
+          return Fail(kInvalid,
+                      "slot_mapping of row %" PRId64 " of sequence %" PRId64 " = %" PRId32
+                      ": must be in [0, num_pages * page_size = %" PRId64 "), or -1 to skip the row",
+                      i, b, slots[i], num_slots);
+        }
+      }
+      continue;
+    }
+    const int64_t start = p.kv_starts != nullptr ? p.kv_starts[b] : 0;
+    const int64_t room = paged ? p.block_table_stride * p.page_size : p.capacity;
+    if (start < 0 || start > room - len) {
+      return Fail(kInvalid,
+                  "kv_starts[%" PRId64 "] = %" PRId64 ": must be at least 0 and leave room for %" PRId64
+                  " rows in %s = %" PRId64,
+                  b, start, len, paged ? "block_table_stride * page_size" : "capacity", room);
+    }
+    if (!paged) continue;
+    for (int64_t e = start / p.page_size; e <= (start + len - 1) / p.page_size; ++e) {
+      const int32_t page = p.block_table[b * p.block_table_stride + e];
+      if (page < 0 || page >= p.num_pages) {
+        return Fail(kInvalid,
+                    "block_table[%" PRId64 "][%" PRId64 "] = %" PRId32 ": must be in [0, num_pages = %" PRId64 ")", b,
+                    e, page, p.num_pages);
+      }
+    }
+  }
+  return FOVEA_OK;
+}
+
+// Which of the three kinds of cache it is, and that nothing of the others is set.
+fovea_status CheckCacheKind(const fovea_kv_append_params& p) {
+  const bool paged = p.block_table != nullptr || p.slot_mapping != nullptr;
+  if (p.block_table != nullptr && p.slot_mapping != nullptr) {
+    return Fail(kInvalid, "slot_mapping is given: must be NULL where block_table is given");
+  }
+  if (p.slot_mapping != nullptr && p.kv_starts != nullptr) {
+    return Fail(kInvalid, "kv_starts is given: must be NULL where slot_mapping is given");
+  }
+  const struct {
+    const char* name;
+    int64_t value;
+    bool used;
+  } fields[] = {{"capacity", p.capacity, !paged},
+                {"num_pages", p.num_pages, paged},
+                {"page_size", p.page_size, paged},
+                {"block_table_stride", p.block_table_stride, p.block_table != nullptr},
+                {"slot_mapping_stride", p.slot_mapping_stride, p.slot_mapping != nullptr}};
+  for (const auto& f : fields) {
+    if (!f.used && f.value != 0) {
+      return Fail(kInvalid, "%s = %" PRId64 ": must be 0 for a cache that is %s", f.name, f.value,
+                  !paged                     ? "contiguous"
+                  : p.block_table != nullptr ? "paged by block_table"
+                                             : "paged by slot_mapping");
+    }
+  }
+  if (fovea_status s = CheckLength("capacity", p.capacity); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckLength("num_pages", p.num_pages); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckLength("page_size", p.page_size); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckLength("block_table_stride", p.block_table_stride); s != FOVEA_OK) return s;
+  if (paged) {
+    if (fovea_status s = CheckPositive("page_size", p.page_size); s != FOVEA_OK) return s;
+  }
+  return p.slot_mapping != nullptr ? CheckRowArray("slot_mapping_stride", p.slot_mapping_stride, false, p) : FOVEA_OK;
+}
+
+}  // namespace
+
+fovea_status CheckRope(const fovea_rope_params* user, fovea_rope_params* p) {
+  if (fovea_status s = CopyStruct(user, "params", "fovea_rope_params_init", p); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckNewRows(*p, "num_heads", p->num_heads, p->head_dim); s != FOVEA_OK) return s;
+  const bool packed = p->cu_seqlens_q != nullptr;
+  const int64_t extent[] = {packed ? 1 : p->batch, p->num_heads, packed ? p->total_q : p->q_len, p->head_dim};
+  Views views(1);
+  if (fovea_status s = views.AddTensor({"out"}, true, extent, &p->out); s != FOVEA_OK) return s;
+  if (fovea_status s = views.AddTensor({"x"}, true, extent, &p->x); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckRotation(kRopeNames, nullptr, 0, p, &views); s != FOVEA_OK) return s;
+  const int64_t offsets = p->position_offsets != nullptr ? p->batch : 0,
+                lens = p->q_lens != nullptr ? p->batch : p->batch + 1;
+  const int32_t* lengths = p->q_lens != nullptr ? p->q_lens : p->cu_seqlens_q;
+  if (fovea_status s = views.AddArray({"position_offsets"}, p->position_offsets, 1, 0, offsets); s != FOVEA_OK)
+    return s;
+  if (fovea_status s = views.AddArray({p->q_lens != nullptr ? "q_lens" : "cu_seqlens_q"}, lengths, 1, 0, lens);
+      s != FOVEA_OK)
+    return s;
+  if (fovea_status s = views.AddArray({"position_ids"}, p->position_ids, packed ? 1 : p->batch, p->position_ids_stride,
+                                      packed ? p->total_q : p->q_len);
+      s != FOVEA_OK) {
+    return s;
+  }
+  return views.CheckOutputs(p->x.dtype == p->out.dtype && SameElements(views[0], views[1]));
+}
+
+fovea_status CheckRopeTables(const fovea_rope_tables_params* user, fovea_rope_tables_params* p) {
+  if (fovea_status s = CopyStruct(user, "params", "fovea_rope_tables_params_init", p); s != FOVEA_OK) return s;
+  if (p->rotary_dim <= 0 || p->rotary_dim > kMaxLength || p->rotary_dim % 2 != 0) {
+    return Fail(kInvalid, "rotary_dim = %" PRId64 ": must be even and positive, below 2^30", p->rotary_dim);
+  }
+  if (fovea_status s = CheckLength("num_positions", p->num_positions); s != FOVEA_OK) return s;
+  if (p->first_position < 0 || p->first_position > kMaxLength + 1 - p->num_positions) {
+    return Fail(kInvalid,
+                "first_position = %" PRId64 ": must be at least 0, and %" PRId64 " positions from there at most 2^30",
+                p->first_position, p->num_positions);
+  }
+  if (fovea_status s = CheckEnum("scaling", p->scaling, FOVEA_ROPE_SCALING_LLAMA3); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckEnum("yarn_truncate", p->yarn_truncate, 1); s != FOVEA_OK) return s;
+  const bool dynamic = p->scaling == FOVEA_ROPE_SCALING_DYNAMIC_NTK, yarn = p->scaling == FOVEA_ROPE_SCALING_YARN;
+  const bool llama3 = p->scaling == FOVEA_ROPE_SCALING_LLAMA3;
+  // Each must be above its limit and finite, where its scaling reads it.
+  const struct {
+    const char* name;
+    double value, above;
+    bool read;
+  } numbers[] = {{"base", p->base, 1.0, true},
+                 {"beta_slow", p->beta_slow, 0.0, yarn},
+                 {"beta_fast", p->beta_fast, p->beta_slow, yarn},
+                 {"low_freq_factor", p->low_freq_factor, 0.0, llama3},
+                 {"high_freq_factor", p->high_freq_factor, p->low_freq_factor, llama3}};
+  for (const auto& n : numbers) {
+    if (n.read && !(n.value > n.above && std::isfinite(n.value))) {
+      return Fail(kInvalid, "%s = %g: must be finite and above %g", n.name, n.value, n.above);
+    }
+  }
+  if (p->scaling != FOVEA_ROPE_SCALING_NONE && !(p->factor >= 1.0 && std::isfinite(p->factor))) {
+    return Fail(kInvalid, "factor = %g: must be finite and at least 1", p->factor);
+  }
+  if (!std::isfinite(p->attention_factor) || p->attention_factor < 0.0) {
+    return Fail(kInvalid, "attention_factor = %g: must be finite and positive, or 0 for the scaling's own",
+                p->attention_factor);
+  }
+  if (dynamic || yarn || llama3) {
+    if (fovea_status s = CheckPositive("original_max_position", p->original_max_position); s != FOVEA_OK) return s;
+  }
+  if (dynamic) {
+    if (fovea_status s = CheckLength("seq_len", p->seq_len); s != FOVEA_OK) return s;
+  }
+  const int64_t extent[] = {1, 1, p->num_positions, p->rotary_dim / 2};
+  if (fovea_status s = CheckCount("num_positions * rotary_dim", p->num_positions, p->rotary_dim, 1, 1); s != FOVEA_OK)
+    return s;
+  Views views(2);
+  if (fovea_status s = views.AddTensor({"cos"}, true, extent, &p->cos); s != FOVEA_OK) return s;
+  if (fovea_status s = views.AddTensor({"sin"}, true, extent, &p->sin); s != FOVEA_OK) return s;
+  return views.CheckOutputs(false);
+}
+
+fovea_status CheckKvAppend(const fovea_kv_append_params* user, fovea_kv_append_params* p, fovea_rope_params* rope) {
+  if (fovea_status s = CopyStruct(user, "params", "fovea_kv_append_params_init", p); s != FOVEA_OK) return s;
+  if (p->v_head_dim == 0) p->v_head_dim = p->head_dim;
+  if (fovea_status s = CheckPositive("v_head_dim", p->v_head_dim); s != FOVEA_OK) return s;
+  const int64_t dim = std::max(p->head_dim, p->v_head_dim);
+  if (fovea_status s = CheckNewRows(*p, "num_kv_heads", p->num_kv_heads, dim); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckCacheKind(*p); s != FOVEA_OK) return s;
+  const bool packed = p->cu_seqlens_q != nullptr, paged = p->block_table != nullptr || p->slot_mapping != nullptr;
+  const int64_t entries = paged ? p->num_pages : p->batch, rows = paged ? p->page_size : p->capacity;
+  if (fovea_status s = CheckCount(
+          paged ? "num_pages * num_kv_heads * page_size * head_dim" : "batch * num_kv_heads * capacity * head_dim",
+          entries, p->num_kv_heads, rows, dim);
+      s != FOVEA_OK) {
+    return s;
+  }
+  if (!IsPresent(p->k_new) && !IsPresent(p->v_new))
+    return Fail(kInvalid, "k_new and v_new: at least one must be given");
+  const struct {
+    Name new_name, cache_name;
+    fovea_tensor *fresh, *cache;
+    int64_t dim;
+  } sides[] = {{{"k_new"}, {"k_cache"}, &p->k_new, &p->k_cache, p->head_dim},
+               {{"v_new"}, {"v_cache"}, &p->v_new, &p->v_cache, p->v_head_dim}};
+  Views views(2);
+  for (const auto& side : sides) {
+    const int64_t extent[] = {entries, p->num_kv_heads, rows, side.dim};
+    if (!IsPresent(*side.fresh) && IsPresent(*side.cache)) {
+      return Fail(kInvalid, "%s is given: must be absent where %s is", side.cache_name.base, side.new_name.base);
+    }
+    if (fovea_status s = views.AddTensor(side.cache_name, IsPresent(*side.fresh), extent, side.cache); s != FOVEA_OK)
+      return s;
+  }
+  for (const auto& side : sides) {
+    const int64_t extent[] = {packed ? 1 : p->batch, p->num_kv_heads, packed ? p->total_q : p->q_len, side.dim};
+    if (fovea_status s = views.AddTensor(side.new_name, false, extent, side.fresh); s != FOVEA_OK) return s;
+  }
+  if (fovea_status s = CheckPlaces(*p); s != FOVEA_OK) return s;
+  if (p->rope != nullptr) {
+    if (fovea_status s = CopyStruct(p->rope, "rope", "fovea_rope_params_init", rope); s != FOVEA_OK) return s;
+    if ((rope->batch | rope->num_heads | rope->q_len | rope->head_dim | rope->total_q) != 0 ||
+        rope->q_lens != nullptr || rope->cu_seqlens_q != nullptr || !IsZero(rope->x) || !IsZero(rope->out)) {
+      return Fail(kInvalid,
+                  "rope: its batch, num_heads, q_len, head_dim, x, out, q_lens, cu_seqlens_q and total_q must be 0");
+    }
+    if (!IsPresent(p->k_new)) return Fail(kInvalid, "rope is given: must be NULL where k_new is absent");
+    rope->batch = p->batch;
+    rope->num_heads = p->num_kv_heads;
+    rope->q_len = p->q_len;
+    rope->head_dim = p->head_dim;
+    rope->q_lens = p->q_lens;
+    rope->cu_seqlens_q = p->cu_seqlens_q;
+    rope->total_q = p->total_q;
+    if (fovea_status s = CheckRotation(kAppendRopeNames, p->slot_mapping, p->slot_mapping_stride, rope, &views);
+        s != FOVEA_OK)
+      return s;
+    p->rope = rope;
+  }
+  const int64_t row_cols = packed ? p->total_q : p->q_len, row_rows = packed ? 1 : p->batch;
+  const struct {
+    const char* name;
+    const int32_t* data;
+    int64_t rows, stride, cols;
+  } arrays[] = {{p->q_lens != nullptr ? "q_lens" : "cu_seqlens_q", p->q_lens != nullptr ? p->q_lens : p->cu_seqlens_q,
+                 1, 0, p->q_lens != nullptr ? p->batch : p->batch + 1},
+                {"kv_starts", p->kv_starts, 1, 0, p->batch},
+                {"block_table", p->block_table, p->batch, p->block_table_stride, p->block_table_stride},
+                {"slot_mapping", p->slot_mapping, row_rows, p->slot_mapping_stride, row_cols},
+                {"rope.position_ids", p->rope != nullptr ? rope->position_ids : nullptr, row_rows,
+                 p->rope != nullptr ? rope->position_ids_stride : 0, row_cols},
+                {"rope.position_offsets", p->rope != nullptr ? rope->position_offsets : nullptr, 1, 0, p->batch}};
+  for (const auto& a : arrays) {
+    if (fovea_status s = views.AddArray({a.name}, a.data, a.rows, a.stride, a.cols); s != FOVEA_OK) return s;
+  }
+  return views.CheckOutputs(false);
 }
 
 }  // namespace fovea

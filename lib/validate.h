@@ -31,8 +31,14 @@ fovea_status CheckExec(const fovea_exec* user, fovea_exec* e);
 fovea_status CheckMerge(int32_t n, const fovea_tensor* outs, const fovea_tensor* lses, int64_t batch, int64_t num_heads,
                         int64_t rows, int64_t v_head_dim, const fovea_tensor* out, const fovea_tensor* lse);
 
+fovea_status CheckRope(const fovea_rope_params* user, fovea_rope_params* p);
+fovea_status CheckRopeTables(const fovea_rope_tables_params* user, fovea_rope_tables_params* p);
+// p->rope points to *rope, whose heads and lengths are those of p, or is NULL.
+fovea_status CheckKvAppend(const fovea_kv_append_params* user, fovea_kv_append_params* p, fovea_rope_params* rope);
+
 // Of checked params: sequence b's lengths, and the row of q (k) at which it begins in a packed tensor, 0 where padded.
-inline int64_t QLen(const fovea_attention_params& p, int64_t b) {
+template <class Params>
+int64_t QLen(const Params& p, int64_t b) {
   return p.cu_seqlens_q ? p.cu_seqlens_q[b + 1] - p.cu_seqlens_q[b] : p.q_lens ? p.q_lens[b] : p.q_len;
 }
 inline int64_t KvLen(const fovea_attention_params& p, int64_t b) {

@@ -164,6 +164,53 @@ TEST_CASE("no allocation in workspace_size, plan, run_tasks, describe, merge, or
   CHECK(status == FOVEA_ERR_INVALID_ARGUMENT);
 }
 
+TEST_CASE("no allocation in rope, rope_tables and kv_append, on one thread and on a warm pool") {
+  constexpr int64_t kHeads = 4, kRows = 900, kDim = 64, kSize = kHeads * kRows * kDim;
+  std::vector<float> x(kSize), cache(kSize), cos(kRows * kDim / 2), sin(kRows * kDim / 2);
+  const int32_t table[] = {1, 0};
+  fovea_rope_tables_params tables;
+  fovea_rope_tables_params_init(&tables, sizeof tables);
+  tables.rotary_dim = kDim;
+  tables.num_positions = kRows;
+  tables.cos = fovea_tensor_bhsd(cos.data(), FOVEA_F32, 1, kRows, kDim / 2);
+  tables.sin = fovea_tensor_bhsd(sin.data(), FOVEA_F32, 1, kRows, kDim / 2);
+  fovea_rope_params rope;
+  fovea_rope_params_init(&rope, sizeof rope);
+  rope.num_positions = kRows;
+  rope.cos = tables.cos;
+  rope.sin = tables.sin;
+  fovea_kv_append_params append;
+  fovea_kv_append_params_init(&append, sizeof append);
+  append.batch = 1;
+  append.num_kv_heads = kHeads;
+  append.q_len = kRows;
+  append.head_dim = kDim;
+  append.k_new = fovea_tensor_bhsd(x.data(), FOVEA_F32, kHeads, kRows, kDim);
+  append.k_cache = fovea_tensor_bhsd(cache.data(), FOVEA_F32, kHeads, kRows / 2, kDim);
+  append.block_table = table;
+  append.block_table_stride = append.num_pages = 2;
+  append.page_size = kRows / 2;
+  append.rope = &rope;
+  fovea_rope_params whole = rope;
+  whole.batch = 1;
+  whole.num_heads = kHeads;
+  whole.q_len = kRows;
+  whole.head_dim = kDim;
+  whole.x = whole.out = append.k_new;
+  for (int32_t threads : {1, 2}) {
+    const fovea_exec exec = Threads(threads);
+    fovea_status status[3] = {};
+    const auto run = [&] {
+      status[0] = fovea_rope_tables(&tables, &exec);
+      status[1] = fovea_rope(&whole, &exec);
+      status[2] = fovea_kv_append(&append, &exec);
+    };
+    run();  // starts the pool
+    CHECK(Allocations(run) == 0);
+    for (const fovea_status s : status) CHECK(s == FOVEA_OK);
+  }
+}
+
 TEST_CASE("no allocation in a caller's executor") {
   AttentionCase c(Spec(150, 300));
   fovea_exec exec = Threads(3);

@@ -127,6 +127,40 @@ checks.run("cli: 0 keys", computes, q, k[:, :, :0], v[:, :, :0])
 checks.run("cli: 0 keys in pages", computes, q, k[:, :, :0], v[:, :, :0], ["--page-size", 4])
 checks.run("cli: 0 queries", computes, q[:, :, :0], k, v)
 
+def dtype_option(name, rounded):
+    bias = normal(S, K)
+    folder = Folder(q=q, k=k, v=v, bias=bias)
+    done = run(*folder.args("--bias", "{}/bias.npy", "--dtype", name, "--out", "{}/o.npy", "--check"))
+    want = attention(rounded(q), rounded(k), rounded(v), bias=rounded(bias).astype(np.float64))[0]
+    np.testing.assert_allclose(np.load(folder / "o.npy"), want, rtol=1e-5, atol=1e-5)
+    converted = "" if name == "f32" else "converted " + ", ".join(f"{t} {name.upper()}" for t in ("q", "k", "v", "bias"))
+    if converted not in done.stdout or (not converted and "converted" in done.stdout):
+        raise AssertionError(f"{done.stdout!r} does not say {converted!r}")
+
+
+half = [a.astype(np.float16) for a in (q, k, v)]
+checks.run("cli: float16 arrays", computes, *half)
+checks.run("cli: float16 k and v, float32 q", computes, q, *half[1:])
+
+
+def bf16(a):
+    """a's numbers rounded to bfloat16, as float32."""
+    bits = a.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7fff + (bits >> 16 & 1)) & np.uint32(0xffff0000)).view(np.float32)
+
+
+for name, rounded in (("bf16", bf16), ("f16", lambda a: a.astype(np.float16).astype(np.float32)), ("f32", lambda a: a)):
+    checks.run(f"cli: --dtype {name} rounds q, k, v and bias first", lambda: dtype_option(name, rounded))
+checks.run("cli: --dtype f32 of float16 arrays", computes, *half, ["--dtype", "f32"])
+
+
+def float16_bias():
+    bias = normal(B, 1, S, K).astype(np.float16)
+    computes(q, k, v, files={"bias": bias}, bias=bias.astype(np.float64))
+
+
+checks.run("cli: float16 bias", float16_bias)
+
 keep = random.random((B, HQ, S, K)) < 0.6
 keep[..., 0] = True
 for name, saved, full in (("[keys]", keep[0, 0, 0], keep[0, 0, 0]),
@@ -241,7 +275,9 @@ def refuses(part, *options, **arrays):
 square = normal(B, HQ, B, D)
 for name, part, options, arrays in (
         ("float64", "dtype float64", [], {"q": q.astype(np.float64)}),
-        ("float16", "dtype float16", [], {"k": k.astype(np.float16)}),
+        ("a float16 mask", "--bias", ["--mask", "{}/m.npy"], {"m": np.ones(K, np.float16)}),
+        ("--dtype u8", "--dtype", ["--dtype", "u8"], {}),
+        ("--dtype half", "--dtype", ["--dtype", "half"], {}),
         ("an integer v", "dtype int32", [], {"v": v.astype(np.int32)}),
         ("a bool q", "--q wants float32", [], {"q": q > 0}),
         ("big-endian", "big-endian", [], {"q": q.astype(">f4")}),

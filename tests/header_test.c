@@ -27,6 +27,9 @@ int main(void) {
   fovea_exec exec;
   fovea_attention_info info;
   fovea_target_info target;
+  fovea_rope_params rope;
+  fovea_rope_tables_params tables;
+  fovea_kv_append_params append;
   const char *name = NULL, *why = NULL;
   char text[200];
   (void)unused;
@@ -40,6 +43,11 @@ int main(void) {
   expect(fovea_exec_init(&exec, sizeof exec) == FOVEA_OK, "fovea_exec_init");
   expect(fovea_attention_info_init(&info, sizeof info) == FOVEA_OK, "fovea_attention_info_init");
   expect(fovea_target_info_init(&target, sizeof target) == FOVEA_OK, "fovea_target_info_init");
+  expect(fovea_rope_params_init(&rope, sizeof rope) == FOVEA_OK && rope.struct_size == sizeof rope, "fovea_rope_params_init");
+  expect(fovea_rope_tables_params_init(&tables, sizeof tables) == FOVEA_OK && tables.base == 10000.0 && tables.yarn_truncate == 1,
+         "fovea_rope_tables_params_init");
+  expect(fovea_kv_append_params_init(&append, sizeof append) == FOVEA_OK && append.struct_size == sizeof append,
+         "fovea_kv_append_params_init");
   expect(params.struct_size == sizeof params && params.scale != params.scale && params.window_left == -1, "defaults");
 
   params.batch = params.num_q_heads = params.num_kv_heads = params.q_len = params.kv_len = 1;

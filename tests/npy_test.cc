@@ -111,6 +111,13 @@ TEST_CASE("npy: uint8 and bool") {
   CHECK(Read(File(Dict("(2,)", "|b1"), std::string("\0\1", 2))).type == NpyType::kBool);
 }
 
+TEST_CASE("npy: float16") {
+  const NpyArray array = Read(File(Dict("(3,)", "<f2"), std::string("\x00\x3c\x00\xc0\x01\x00", 6)));
+  CHECK(array.type == NpyType::kF16);
+  CHECK(array.f16 == std::vector<uint16_t>{0x3c00, 0xc000, 0x0001});
+  Has(Refusal(File(Dict("(3,)", "<f2"), std::string(5, 0))), "needs 6 bytes of data, the file has 5");
+}
+
 TEST_CASE("npy: shapes") {
   CHECK(Read(File(Dict("()"), Floats({7}))).shape.empty());
   CHECK(Read(File(Dict("(0,)"), "")).shape == std::vector<int64_t>{0});
@@ -153,7 +160,8 @@ TEST_CASE("npy: damaged headers") {
 
 TEST_CASE("npy: types, byte order and Fortran order are refused by name") {
   Has(Refusal(File(Dict("(1,)", "<f8"), std::string(8, 0))), "dtype float64 (descr '<f8')");
-  Has(Refusal(File(Dict("(1,)", "<f2"), std::string(2, 0))), "dtype float16");
+  Has(Refusal(File(Dict("(1,)", "=f2"), std::string(2, 0))), "'<f2' is wanted");
+  Has(Refusal(File(Dict("(1,)", ">f2"), std::string(2, 0))), "big-endian data, float16");
   Has(Refusal(File(Dict("(1,)", "<i8"), std::string(8, 0))), "dtype int64");
   Has(Refusal(File(Dict("(1,)", "<i4"), std::string(4, 0))), "dtype int32");
   Has(Refusal(File(Dict("(1,)", "|i1"), std::string(1, 0))), "dtype int8");

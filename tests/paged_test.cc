@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "lib/dtype.h"
 #include "lib/plan.h"
 #include "lib/reference.h"
 #include "lib/validate.h"
@@ -28,8 +29,8 @@ struct Contiguous {
     const int64_t q_rows = p.cu_seqlens_q ? p.total_q : p.q_len, q_batch = p.cu_seqlens_q ? 1 : p.batch;
     k = Gather(paged.k, p.head_dim);
     v = Gather(paged.v, v_head_dim);
-    p.k = fovea_tensor_bhsd(k.data(), FOVEA_F32, p.num_kv_heads, p.kv_len, p.head_dim);
-    p.v = fovea_tensor_bhsd(v.data(), FOVEA_F32, p.num_kv_heads, p.kv_len, v_head_dim);
+    p.k = fovea_tensor_bhsd(k.data(), paged.k.dtype, p.num_kv_heads, p.kv_len, p.head_dim);
+    p.v = fovea_tensor_bhsd(v.data(), paged.v.dtype, p.num_kv_heads, p.kv_len, v_head_dim);
     const auto make = [&](std::vector<float>* memory, int64_t cols) {
       memory->assign(static_cast<size_t>(q_batch * p.num_q_heads * q_rows * cols) + 1, kNan);
       return fovea_tensor_bhsd(memory->data(), FOVEA_F32, p.num_q_heads, q_rows, cols);
@@ -42,16 +43,17 @@ struct Contiguous {
     p.block_table_stride = p.num_pages = p.page_size = 0;
   }
 
-  std::vector<float> Gather(const fovea_tensor& pages, int64_t cols) const {
-    std::vector<float> copy(static_cast<size_t>(p.batch * p.num_kv_heads * p.kv_len * cols) + 1, kNan);
+  std::vector<unsigned char> Gather(const fovea_tensor& pages, int64_t cols) const {
+    const int64_t bytes = fovea::DtypeBytes(pages.dtype);
+    std::vector<unsigned char> copy(static_cast<size_t>((p.batch * p.num_kv_heads * p.kv_len * cols + 1) * bytes), 0xff);
     for (int64_t b = 0; b < p.batch; ++b) {
       for (int64_t j = 0; j < fovea::KvLen(p, b); ++j) {
         const int64_t page = p.block_table[b * p.block_table_stride + j / p.page_size];
         if (page < 0 || page >= p.num_pages) continue;
         for (int64_t h = 0; h < p.num_kv_heads; ++h) {
-          const float* row = static_cast<const float*>(pages.data) + page * pages.stride_batch + h * pages.stride_head +
-                             j % p.page_size * pages.stride_row;
-          std::copy(row, row + cols, copy.data() + ((b * p.num_kv_heads + h) * p.kv_len + j) * cols);
+          const int64_t row = page * pages.stride_batch + h * pages.stride_head + j % p.page_size * pages.stride_row;
+          std::memcpy(copy.data() + ((b * p.num_kv_heads + h) * p.kv_len + j) * cols * bytes,
+                      static_cast<const unsigned char*>(pages.data) + row * bytes, static_cast<size_t>(cols * bytes));
         }
       }
     }
@@ -59,7 +61,8 @@ struct Contiguous {
   }
 
   fovea_attention_params p;
-  std::vector<float> k, v, out, lse, scores;
+  std::vector<unsigned char> k, v;
+  std::vector<float> out, lse, scores;
 };
 
 // Pages [page_size][num_kv_heads][head_dim] of a cache for `lengths`, dealt in a random order; packed queries.
@@ -121,12 +124,16 @@ struct Serving {
   std::vector<float> q, k, v, out, lse;
 };
 
-void EachPaged(uint64_t built_in_seed, int64_t count, uint32_t options, int32_t stage = FOVEA_SCORES_NONE) {
+void EachPaged(uint64_t built_in_seed, int64_t count, uint32_t options, int32_t stage = FOVEA_SCORES_NONE,
+               fovea_dtype k_dtype = FOVEA_F32, fovea_dtype v_dtype = FOVEA_F32) {
   const uint64_t first = FirstSeed(built_in_seed);
   for (int64_t n = 0; n < CaseCount(count); ++n) {
     const uint64_t seed = first + static_cast<uint64_t>(n);
     const ShapeKind kind = n % 2 ? ShapeKind::kFewRows : ShapeKind::kPrefill;
-    AttentionCase c(RandomSpec(seed, kind, options | kPaged, stage, CaseWork(1500000)));
+    CaseSpec spec = RandomSpec(seed, kind, options | kPaged, stage, CaseWork(1500000));
+    spec.k_dtype = k_dtype;
+    spec.v_dtype = v_dtype;
+    AttentionCase c(spec);
     CHECK(RunAndCheck(&c) == "");
     // Threads and flags as they come; the bits of a contiguous copy.
     const fovea_exec exec = Threads(n % 3 == 0 ? 3 : 1, n % 4 == 3 ? uint32_t{FOVEA_BATCH_INVARIANT} : 0u);
@@ -307,6 +314,11 @@ TEST_CASE("paged: equals f64 and has the bits of a contiguous copy, every stage 
   for (int32_t stage : {FOVEA_SCORES_RAW, FOVEA_SCORES_SOFT_CAPPED, FOVEA_SCORES_BIASED, FOVEA_SCORES_PROBABILITIES}) {
     EachPaged(40500 + 100 * static_cast<uint64_t>(stage), 16, kKvLens | kCausal | kMask | kPoison, stage);
   }
+}
+
+TEST_CASE("paged: equals f64 and has the bits of a contiguous copy, pages of bf16 and f16") {
+  EachPaged(41000, 20, kPackedQ | kKvLens | kCausal | kBottomRight | kMask | kPoison, FOVEA_SCORES_NONE, FOVEA_BF16, FOVEA_F16);
+  EachPaged(41050, 20, kStrides | kBias, FOVEA_SCORES_NONE, FOVEA_F16, FOVEA_F32);
 }
 
 TEST_CASE("paged: an entry that is no page is refused exactly where a permitted key needs it: one row") {

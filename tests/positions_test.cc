@@ -107,8 +107,10 @@ TEST_CASE("positions: those of the rows' order have the bits of none") {
         if (c.p.cu_seqlens_q) std::iota(q.begin() + c.p.cu_seqlens_q[b], q.end(), 0);
         if (c.p.cu_seqlens_kv) std::iota(kv.begin() + c.p.cu_seqlens_kv[b], kv.end(), 0);
       }
+      const std::vector<float> expected_fast = RunBits(&c);
       c.p.q_positions = q.data();
       CHECK(BitDifference(expected, RunBits(&c, FOVEA_BATCH_INVARIANT)) == "");
+      CHECK(BitDifference(expected_fast, RunBits(&c)) == "");  // the dot-product kernel knows q_positions
       c.p.kv_positions = kv.data();
       CHECK(BitDifference(expected, RunBits(&c, FOVEA_BATCH_INVARIANT)) == "");
       c.p.q_positions = nullptr;

@@ -169,16 +169,28 @@ const Case kRefused[] = {
     {"total_kv", kInvalid, kAlways, [](Problem& t) { t.PackKeys({0, 1, 2}, kMax); }},
 
     // Tensors: dtype, data, strides.
-    {"q.dtype = NONE: must be F32", kInvalid, kAlways, [](Problem& t) { t.p.q = {}; }},
+    {"q.dtype = NONE: must be F32, BF16 or F16", kInvalid, kAlways, [](Problem& t) { t.p.q = {}; }},
     {"out.dtype = NONE: must be F32", kInvalid, kAlways, [](Problem& t) { t.p.out = {}; }},
-    {"q.dtype = BF16: this version takes F32", kUnsupported, kAlways, [](Problem& t) { t.p.q.dtype = FOVEA_BF16; }},
-    {"k.dtype = F16", kUnsupported, kAlways, [](Problem& t) { t.p.k.dtype = FOVEA_F16; }},
+    {"q.dtype = F8E4M3: this version takes F32, BF16 or F16", kUnsupported, kAlways,
+     [](Problem& t) { t.p.q.dtype = FOVEA_F8E4M3; }},
+    {"k.dtype = U8", kUnsupported, kAlways, [](Problem& t) { t.p.k.dtype = FOVEA_U8; }},
+    {"q.data", kInvalid, kData,
+     [](Problem& t) {
+       t.p.q.dtype = FOVEA_BF16;
+       t.p.q.data = reinterpret_cast<char*>(t.p.q.data) + 1;
+     }},
+    {"out overlaps q", kInvalid, kData,
+     [](Problem& t) {
+       // Halfway into q's bytes of 2 per element, where 4 would be past them.
+       t.p.out.dtype = t.p.q.dtype = FOVEA_F16;
+       t.p.out.data = reinterpret_cast<char*>(t.p.q.data) + kBatch * kQHeads * kQLen * kHeadDim;
+     }},
     {"v.dtype = I8", kUnsupported, kAlways, [](Problem& t) { t.p.v.dtype = FOVEA_I8; }},
     {"out.dtype = F64", kUnsupported, kAlways, [](Problem& t) { t.p.out.dtype = FOVEA_F64; }},
     {"k.dtype = Q8_0", kUnsupported, kAlways, [](Problem& t) { t.p.k.dtype = FOVEA_Q8_0; }},
     {"k.dtype = 10", kInvalid, kAlways, [](Problem& t) { t.p.k.dtype = 10; }},
     {"k.dtype = -1", kInvalid, kAlways, [](Problem& t) { t.p.k.dtype = -1; }},
-    {"lse.dtype = BF16", kUnsupported, kAlways, [](Problem& t) { t.p.lse.dtype = FOVEA_BF16; }},
+    {"lse.dtype = BF16: this version takes F32", kUnsupported, kAlways, [](Problem& t) { t.p.lse.dtype = FOVEA_BF16; }},
     {"scores.dtype = F16", kUnsupported, kAlways, [](Problem& t) { t.GiveScores(), t.p.scores.dtype = FOVEA_F16; }},
     {"mask.dtype = F32", kUnsupported, kAlways, [](Problem& t) { t.GiveMask(), t.p.mask.dtype = FOVEA_F32; }},
     {"bias.dtype = U8", kUnsupported, kAlways, [](Problem& t) { t.GiveBias(), t.p.bias.dtype = FOVEA_U8; }},
@@ -545,7 +557,7 @@ TEST_SUITE("once") {
     const auto bytes_of = [](const Problem& t, const fovea_tensor& x, int64_t cols) {
       Bytes bytes;
       std::set<int64_t> elements;
-      const int64_t size = x.dtype == FOVEA_U8 ? 1 : 4;
+      const int64_t size = x.dtype == FOVEA_U8 ? 1 : x.dtype == FOVEA_F32 ? 4 : 2;
       const intptr_t base = reinterpret_cast<intptr_t>(x.data);
       for (int64_t b = 0; b < t.p.batch; ++b) {
         for (int64_t h = 0; h < t.p.num_q_heads; ++h) {
@@ -576,7 +588,7 @@ TEST_SUITE("once") {
       t.p.q_len = rng.Int(1, 3);
       t.p.kv_len = rng.Int(1, 4);
       t.p.v_head_dim = rng.Int(1, 4);
-      t.p.out = draw(&rng, &t, FOVEA_F32, t.p.v_head_dim, false);
+      t.p.out = draw(&rng, &t, rng.Chance(70) ? FOVEA_F32 : FOVEA_BF16, t.p.v_head_dim, false);
       t.p.lse = draw(&rng, &t, FOVEA_F32, 1, false);
       t.p.mask = draw(&rng, &t, FOVEA_U8, t.p.kv_len, true);
       const Bytes out = bytes_of(t, t.p.out, t.p.v_head_dim), lse = bytes_of(t, t.p.lse, 1);
@@ -622,9 +634,12 @@ TEST_SUITE("once") {
         {"rows = -1", kInvalid, [](Merge& m) { m.rows = -1; }},
         {"v_head_dim = 0", kInvalid, [](Merge& m) { m.v_head_dim = 0; }},
         {"batch * num_heads", kInvalid, [](Merge& m) { m.batch = m.num_heads = int64_t{1} << 40; }},
-        {"out.dtype = BF16", kUnsupported, [](Merge& m) { m.out.dtype = FOVEA_BF16; }},
+        {"", FOVEA_OK, [](Merge& m) { m.out.dtype = FOVEA_BF16, m.parts[2].dtype = FOVEA_F16; }},
+        {"out.dtype = F64", kUnsupported, [](Merge& m) { m.out.dtype = FOVEA_F64; }},
+        {"lses[1].dtype = BF16", kUnsupported, [](Merge& m) { m.part_lses[1].dtype = FOVEA_BF16; }},
+        {"out overlaps outs[0]", kInvalid, [](Merge& m) { m.out = m.parts[0], m.out.dtype = FOVEA_F16; }},
         {"lse.dtype = NONE", kInvalid, [](Merge& m) { m.lse.dtype = FOVEA_DTYPE_NONE; }},
-        {"outs[2].dtype = F16", kUnsupported, [](Merge& m) { m.parts[2].dtype = FOVEA_F16; }},
+        {"outs[2].dtype = I8", kUnsupported, [](Merge& m) { m.parts[2].dtype = FOVEA_I8; }},
         {"lses[1].data = NULL", kInvalid, [](Merge& m) { m.part_lses[1].data = nullptr; }},
         {"outs[1].stride_col = 2", kInvalid, [](Merge& m) { m.parts[1].stride_col = 2; }},
         {"out.stride_row = 0", kInvalid, [](Merge& m) { m.out.stride_row = 0; }},

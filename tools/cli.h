@@ -15,6 +15,9 @@ namespace fovea::tools {
 
 enum ExitCode { kExitOk = 0, kExitPastTolerance = 1, kExitBadInput = 2 };
 
+// "bf16" and the like, of what: an option. Throws InputError for other words.
+fovea_dtype ParseDtype(const char* option, const std::string& text);
+
 inline void ThrowOnError(fovea_status status) {
   if (status != FOVEA_OK) throw InputError(fovea_last_error());
 }
@@ -25,6 +28,7 @@ struct AttendOptions {
   std::string out, lse, weights;   // written
   std::string expect, expect_lse;  // compared with
   std::string q_offset;            // a number or "bottom-right"
+  std::string dtype;               // that q, k, v and bias are rounded to; empty: as their files have them
   std::string target;
   std::optional<float> scale;
   std::optional<double> tolerance;

@@ -2,12 +2,14 @@
 #include <fmt/format.h>
 
 #include <algorithm>
+#include <cctype>
 #include <chrono>
 #include <cmath>
 #include <limits>
 #include <string>
 #include <vector>
 
+#include "lib/dtype.h"
 #include "lib/reference.h"
 #include "tools/cli.h"
 #include "tools/npy.h"
@@ -31,18 +33,47 @@ size_t Elements(const char* what, const Shape& shape) {
   return static_cast<size_t>(bytes) / sizeof(float);
 }
 
-NpyArray ReadF32(const char* option, const std::string& path) {
+bool IsFloat(const NpyArray& array) { return array.type == NpyType::kF32 || array.type == NpyType::kF16; }
+
+NpyArray ReadFloats(const char* option, const std::string& path) {
   NpyArray array = ReadNpy(path);
-  if (array.type != NpyType::kF32) {
-    throw InputError(
-        fmt::format("{}: dtype {}; {} wants float32", path, array.type == NpyType::kU8 ? "uint8" : "bool", option));
+  if (!IsFloat(array)) {
+    throw InputError(fmt::format("{}: dtype {}; {} wants float32 or float16", path, TypeText(array.type), option));
   }
   return array;
 }
 
+// The elements of an array as the call reads them.
+struct Stored {
+  fovea_dtype dtype = FOVEA_DTYPE_NONE;
+  std::vector<float> f32;
+  std::vector<uint16_t> bits;  // of other types
+  const void* data() const { return dtype == FOVEA_F32 ? static_cast<const void*>(f32.data()) : bits.data(); }
+};
+
+// Takes the elements; dtype NONE: as they are.
+Stored Store(NpyArray* array, fovea_dtype dtype) {
+  const bool is_f32 = array->type == NpyType::kF32;
+  const fovea_dtype from = is_f32 ? FOVEA_F32 : FOVEA_F16;
+  Stored stored;
+  stored.dtype = dtype == FOVEA_DTYPE_NONE ? from : dtype;
+  if (stored.dtype == from) {
+    stored.f32 = std::move(array->f32);
+    stored.bits = std::move(array->f16);
+    return stored;
+  }
+  const size_t count = is_f32 ? array->f32.size() : array->f16.size();
+  if (stored.dtype == FOVEA_F32) stored.f32.resize(count);
+  if (stored.dtype != FOVEA_F32) stored.bits.resize(count);
+  const void* const src = is_f32 ? static_cast<const void*>(array->f32.data()) : array->f16.data();
+  void* const dst = stored.dtype == FOVEA_F32 ? static_cast<void*>(stored.f32.data()) : stored.bits.data();
+  for (int64_t i = 0; i < static_cast<int64_t>(count); ++i) StoreElement(stored.dtype, LoadElement(from, src, i), dst, i);
+  return stored;
+}
+
 // q, k or v, given a batch dimension where it has none.
 NpyArray ReadOperand(const char* option, const std::string& path, bool* batched = nullptr) {
-  NpyArray array = ReadF32(option, path);
+  NpyArray array = ReadFloats(option, path);
   if (array.shape.size() != 3 && array.shape.size() != 4) {
     throw InputError(fmt::format("{}: shape {}; {} wants [batch, heads, rows, dim] or [heads, rows, dim]", path,
                                  ShapeText(array.shape), option));
@@ -61,13 +92,13 @@ void WantEqual(size_t axis, const std::string& path_a, const NpyArray& a, const 
                                ShapeText(b.shape), path_a, a.shape[axis], ShapeText(a.shape)));
 }
 
-fovea_tensor Contiguous(const void* data, const Shape& bhsd) {
-  return fovea_tensor_bhsd(data, FOVEA_F32, bhsd[1], bhsd[2], bhsd[3]);
+fovea_tensor Contiguous(const void* data, fovea_dtype dtype, const Shape& bhsd) {
+  return fovea_tensor_bhsd(data, dtype, bhsd[1], bhsd[2], bhsd[3]);
 }
 
-// A mask or bias as a view that broadcasts to full = [batch, q_heads, queries, keys].
-fovea_tensor Broadcast(const char* option, const std::string& path, const NpyArray& array, const Shape& full) {
-  const Shape& shape = array.shape;
+// A mask or bias, at data, as a view that broadcasts to full = [batch, q_heads, queries, keys].
+fovea_tensor Broadcast(const char* option, const std::string& path, const Shape& shape, const void* data, fovea_dtype dtype,
+                       const Shape& full) {
   Shape aligned = shape;
   // Two dimensions are [queries, keys] to NumPy and a key padding mask [batch, keys] to users. One row means the same.
   if (shape.size() == 2 && shape[0] != 1) {
@@ -95,9 +126,7 @@ fovea_tensor Broadcast(const char* option, const std::string& path, const NpyArr
     strides[i] = aligned[i] == 1 ? 0 : step;
     step *= aligned[i];
   }
-  const bool is_bias = array.type == NpyType::kF32;
-  fovea_tensor view = fovea_tensor_bhsd(is_bias ? static_cast<const void*>(array.f32.data()) : array.u8.data(),
-                                        is_bias ? FOVEA_F32 : FOVEA_U8, 0, 0, 0);
+  fovea_tensor view = fovea_tensor_bhsd(data, dtype, 0, 0, 0);
   view.stride_batch = strides[0];
   view.stride_head = strides[1];
   view.stride_row = strides[2];
@@ -105,20 +134,27 @@ fovea_tensor Broadcast(const char* option, const std::string& path, const NpyArr
   return view;
 }
 
-// An operand [batch, heads, rows, dim] in pages [heads, page_size, dim], the last rows first, and where they lie.
-std::vector<float> DealPages(const NpyArray& array, int64_t page_size, std::vector<int32_t>* table) {
-  const int64_t heads = array.shape[1], rows = array.shape[2], dim = array.shape[3];
-  const int64_t columns = (rows + page_size - 1) / page_size, num_pages = array.shape[0] * columns;
-  std::vector<float> pages(Elements("the pages", {num_pages, heads, page_size, dim}));
+// An operand of shape [batch, heads, rows, dim] in pages [heads, page_size, dim], the last rows first, and where they lie.
+Stored DealPages(const Stored& array, const Shape& shape, int64_t page_size, std::vector<int32_t>* table) {
+  const int64_t heads = shape[1], rows = shape[2], dim = shape[3];
+  const int64_t columns = (rows + page_size - 1) / page_size, num_pages = shape[0] * columns;
+  Stored pages;
+  pages.dtype = array.dtype;
   table->resize(static_cast<size_t>(num_pages));
-  for (int64_t n = 0; n < num_pages; ++n) {
-    const int64_t page = num_pages - 1 - n, b = n / columns, first = n % columns * page_size;
-    (*table)[static_cast<size_t>(n)] = static_cast<int32_t>(page);
-    for (int64_t h = 0; h < heads; ++h) {
-      std::copy_n(array.f32.data() + ((b * heads + h) * rows + first) * dim, std::min(page_size, rows - first) * dim,
-                  pages.data() + (page * heads + h) * page_size * dim);
+  for (int64_t n = 0; n < num_pages; ++n) (*table)[static_cast<size_t>(n)] = static_cast<int32_t>(num_pages - 1 - n);
+  const auto deal = [&](const auto& from, auto* to) {
+    if (from.empty()) return;
+    to->resize(Elements("the pages", {num_pages, heads, page_size, dim}));
+    for (int64_t n = 0; n < num_pages; ++n) {
+      const int64_t page = (*table)[static_cast<size_t>(n)], b = n / columns, first = n % columns * page_size;
+      for (int64_t h = 0; h < heads; ++h) {
+        std::copy_n(from.data() + ((b * heads + h) * rows + first) * dim, std::min(page_size, rows - first) * dim,
+                    to->data() + (page * heads + h) * page_size * dim);
+      }
     }
-  }
+  };
+  deal(array.f32, &pages.f32);
+  deal(array.bits, &pages.bits);
   return pages;
 }
 
@@ -153,9 +189,11 @@ bool ReportChecked(const char* what, const OutputCheck& check) {
   return good;
 }
 
-double MaxAbs(const std::vector<float>& values) {
+double MaxAbs(const Stored& values) {
   double largest = 0;
-  for (const float value : values) {
+  const size_t count = values.dtype == FOVEA_F32 ? values.f32.size() : values.bits.size();
+  for (int64_t i = 0; i < static_cast<int64_t>(count); ++i) {
+    const float value = LoadElement(values.dtype, values.data(), i);
     if (std::isfinite(value)) largest = std::max(largest, std::abs(static_cast<double>(value)));
   }
   return largest;
@@ -163,12 +201,12 @@ double MaxAbs(const std::vector<float>& values) {
 
 // The expected array, with the batch dimension that a batch of 1 may lack.
 std::vector<float> ReadExpected(const char* option, const std::string& path, const Shape& wanted) {
-  const NpyArray array = ReadF32(option, path);
+  NpyArray array = ReadFloats(option, path);
   const Shape without_batch(wanted.begin() + 1, wanted.end());
   if (array.shape != wanted && !(wanted[0] == 1 && array.shape == without_batch)) {
     throw InputError(fmt::format("{}: shape {}; {} wants {}", path, ShapeText(array.shape), option, ShapeText(wanted)));
   }
-  return array.f32;
+  return Store(&array, FOVEA_F32).f32;
 }
 
 double MedianSeconds(const fovea_attention_params& params, const fovea_exec& exec, int32_t repeat) {
@@ -187,15 +225,26 @@ double MedianSeconds(const fovea_attention_params& params, const fovea_exec& exe
 
 }  // namespace
 
+fovea_dtype ParseDtype(const char* option, const std::string& text) {
+  std::string upper = text;
+  for (char& c : upper) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
+  for (fovea_dtype dtype = FOVEA_F32; dtype <= FOVEA_Q8_0; ++dtype) {
+    if (upper == fovea_dtype_str(dtype)) return dtype;
+  }
+  throw InputError(fmt::format("{}: {}: not a dtype; f32, bf16 or f16 is wanted", option, text));
+}
+
 int RunAttend(const AttendOptions& o) {
   if (o.repeat < 1) throw InputError(fmt::format("--repeat {}: at least 1", o.repeat));
   if (o.page_size < 0) throw InputError(fmt::format("--page-size {}: at least 1", o.page_size));
   if (o.scale && std::isnan(*o.scale)) throw InputError("--scale nan: a number is wanted");
   if (o.tolerance && !(*o.tolerance >= 0)) throw InputError(fmt::format("--tolerance {}: at least 0", *o.tolerance));
+  const fovea_dtype dtype = o.dtype.empty() ? FOVEA_DTYPE_NONE : ParseDtype("--dtype", o.dtype);
+  if (dtype > FOVEA_F16) throw InputError(fmt::format("--dtype: {}: f32, bf16 or f16 is wanted", o.dtype));
   if (!o.target.empty()) ThrowOnError(fovea_set_target(o.target.c_str()));
 
   bool batched = false;
-  const NpyArray q = ReadOperand("--q", o.q, &batched), k = ReadOperand("--k", o.k), v = ReadOperand("--v", o.v);
+  NpyArray q = ReadOperand("--q", o.q, &batched), k = ReadOperand("--k", o.k), v = ReadOperand("--v", o.v);
   WantEqual(0, o.q, q, o.k, k);
   WantEqual(0, o.q, q, o.v, v);
   WantEqual(3, o.q, q, o.k, k);
@@ -213,16 +262,17 @@ int RunAttend(const AttendOptions& o) {
   params.v_head_dim = v.shape[3];
   if (params.v_head_dim == 0)
     throw InputError(fmt::format("{}: dim 0 of {}", o.v, ShapeText(v.shape)));  // 0 is "as q" in the ABI
-  params.q = Contiguous(q.f32.data(), q.shape);
-  params.k = Contiguous(k.f32.data(), k.shape);
-  params.v = Contiguous(v.f32.data(), v.shape);
+  const Stored q_data = Store(&q, dtype), k_data = Store(&k, dtype), v_data = Store(&v, dtype);
+  params.q = Contiguous(q_data.data(), q_data.dtype, q.shape);
+  params.k = Contiguous(k_data.data(), k_data.dtype, k.shape);
+  params.v = Contiguous(v_data.data(), v_data.dtype, v.shape);
   std::vector<int32_t> table;
-  std::vector<float> k_pages, v_pages;
+  Stored k_pages, v_pages;
   if (o.page_size > 0) {
-    k_pages = DealPages(k, o.page_size, &table);
-    v_pages = DealPages(v, o.page_size, &table);
-    params.k = Contiguous(k_pages.data(), {0, k.shape[1], o.page_size, k.shape[3]});
-    params.v = Contiguous(v_pages.data(), {0, v.shape[1], o.page_size, v.shape[3]});
+    k_pages = DealPages(k_data, k.shape, o.page_size, &table);
+    v_pages = DealPages(v_data, v.shape, o.page_size, &table);
+    params.k = Contiguous(k_pages.data(), k_pages.dtype, {0, k.shape[1], o.page_size, k.shape[3]});
+    params.v = Contiguous(v_pages.data(), v_pages.dtype, {0, v.shape[1], o.page_size, v.shape[3]});
     params.page_size = o.page_size;
     params.num_pages = static_cast<int64_t>(table.size());
     params.block_table_stride = (params.kv_len + o.page_size - 1) / o.page_size;
@@ -244,28 +294,30 @@ int RunAttend(const AttendOptions& o) {
   const Shape lse_shape = {q.shape[0], q.shape[1], q.shape[2]};
   const Shape score_shape = {q.shape[0], q.shape[1], q.shape[2], k.shape[2]};
   NpyArray mask, bias;
+  Stored bias_data;
   if (!o.mask.empty()) {
     mask = ReadNpy(o.mask);
-    if (mask.type == NpyType::kF32) {
-      throw InputError(
-          fmt::format("{}: dtype float32; --mask wants bool or uint8, --bias adds float32 to the scores", o.mask));
+    if (IsFloat(mask)) {
+      throw InputError(fmt::format("{}: dtype {}; --mask wants bool or uint8, --bias adds floats to the scores", o.mask,
+                                   TypeText(mask.type)));
     }
-    params.mask = Broadcast("--mask", o.mask, mask, score_shape);
+    params.mask = Broadcast("--mask", o.mask, mask.shape, mask.u8.data(), FOVEA_U8, score_shape);
   }
   if (!o.bias.empty()) {
-    bias = ReadF32("--bias", o.bias);
-    params.bias = Broadcast("--bias", o.bias, bias, score_shape);
+    bias = ReadFloats("--bias", o.bias);
+    bias_data = Store(&bias, dtype);
+    params.bias = Broadcast("--bias", o.bias, bias.shape, bias_data.data(), bias_data.dtype, score_shape);
   }
   std::vector<float> expect, expect_lse;
   if (!o.expect.empty()) expect = ReadExpected("--expect", o.expect, out_shape);
   if (!o.expect_lse.empty()) expect_lse = ReadExpected("--expect-lse", o.expect_lse, lse_shape);
 
   std::vector<float> out(Elements("the result", out_shape)), lse(Elements("the log-sum-exp", lse_shape)), weights;
-  params.out = Contiguous(out.data(), out_shape);
+  params.out = Contiguous(out.data(), FOVEA_F32, out_shape);
   params.lse = fovea_tensor_bhs(lse.data(), FOVEA_F32, lse_shape[1], lse_shape[2]);
   if (!o.weights.empty()) {
     weights.resize(Elements("the softmax", score_shape));
-    params.scores = Contiguous(weights.data(), score_shape);
+    params.scores = Contiguous(weights.data(), FOVEA_F32, score_shape);
     params.scores_stage = FOVEA_SCORES_PROBABILITIES;
   }
 
@@ -296,12 +348,13 @@ int RunAttend(const AttendOptions& o) {
              o.bias.empty() ? "" : "  bias " + ShapeText(bias.shape));
   fmt::print("target    {}, {} {}\n", info.target, info.num_threads, info.num_threads == 1 ? "thread" : "threads");
   fmt::print("kernels   {}\n", info.kernels);
+  if (std::string(info.conversions) != "none") fmt::print("converted {}\n", info.conversions);
   fmt::print("time      {:.4g} ms (median of {}), {:.4g} GFLOP/s\n", seconds * 1e3, o.repeat,
              info.flop / seconds * 1e-9);
 
   bool good = true;
   if (!o.expect.empty()) {
-    const double tolerance = o.tolerance.value_or(kDefaultTolerance * std::max(1.0, MaxAbs(v.f32)));
+    const double tolerance = o.tolerance.value_or(kDefaultTolerance * std::max(1.0, MaxAbs(v_data)));
     good &= ReportExpected("out", LargestError(out, expect, 0), tolerance);
   }
   if (!o.expect_lse.empty()) {

@@ -216,15 +216,6 @@ std::vector<int64_t> LengthsOf(const SweepOptions& o, const Layer& layer, const 
   return lengths;
 }
 
-fovea_dtype ParseDtype(const std::string& text) {
-  std::string upper = text;
-  for (char& c : upper) c = static_cast<char>(std::toupper(static_cast<unsigned char>(c)));
-  for (fovea_dtype dtype = FOVEA_F32; dtype <= FOVEA_Q8_0; ++dtype) {
-    if (upper == fovea_dtype_str(dtype)) return dtype;
-  }
-  throw InputError(fmt::format("--dtypes: {}: not a dtype; f32 is", text));
-}
-
 struct Row {
   Shape shape;
   std::string layer;
@@ -263,7 +254,7 @@ std::vector<int> ThreadsOf(const SweepOptions& o) {
 std::vector<Row> RowsOf(const SweepOptions& o, const std::vector<std::string>& targets,
                         const std::vector<int>& threads) {
   std::vector<fovea_dtype> dtypes;
-  for (const std::string& text : Split(o.dtypes, ',')) CheckDtype(dtypes.emplace_back(ParseDtype(text)));
+  for (const std::string& text : Split(o.dtypes, ',')) CheckDtype(dtypes.emplace_back(ParseDtype("--dtypes", text)));
   const std::vector<std::string> ops = ParseOps("--op", o.op.empty() ? "prefill,decode" : o.op);
   std::vector<Row> rows;
   for (const Layer& layer : LayersOf(o)) {
@@ -363,6 +354,7 @@ std::optional<Json> Measure(const Row& row, const SweepOptions& o) {
                  {"GB/s", r.gbps},
                  {"bandwidth_fraction", r.bandwidth_fraction},
                  {"max_err", r.max_err},
+                 {"naive_err", r.naive_err},
                  {"fma_gflops", r.fma_gflops},
                  {"read_gbps", r.read_gbps},
                  {"rounds", r.rounds}});
@@ -380,9 +372,9 @@ void PrintRow(const Json& row) {
     fmt::print("{:<52} {}\n", name, row["error"].get<std::string>());
   } else {
     const auto number = [&](const char* key) { return row[key].get<double>(); };
-    fmt::print("{:<52} {:>10.3f} {:>9.1f} {:>6.1f}% {:>8.2f} {:>6.1f}% {:>9.1e}\n", name, number("time_s") * 1e3,
+    fmt::print("{:<52} {:>10.3f} {:>9.1f} {:>6.1f}% {:>8.2f} {:>6.1f}% {:>9.1e} {:>9.1e}\n", name, number("time_s") * 1e3,
                number("GFLOP/s"), number("fma_fraction") * 100, number("GB/s"), number("bandwidth_fraction") * 100,
-               number("max_err"));
+               number("max_err"), number("naive_err"));
   }
   std::fflush(stdout);
 }
@@ -438,8 +430,8 @@ int RunSweep(const SweepOptions& o) {
     roofline = MeasureRoofline(targets, threads, o.quick ? 3 : 9);
   }
   bar.Clear();
-  fmt::print("{:<52} {:>10} {:>9} {:>7} {:>8} {:>7} {:>9}\n", "", "ms", "GFLOP/s", "of FMA", "GB/s", "of read",
-             "max_err");
+  fmt::print("{:<52} {:>10} {:>9} {:>7} {:>8} {:>7} {:>9} {:>9}\n", "", "ms", "GFLOP/s", "of FMA", "GB/s", "of read",
+             "max_err", "naive");
   std::vector<Json> measured;
   bool failed = false;
   for (size_t i = 0; i < rows.size() && !interrupted; ++i) {

@@ -16,11 +16,11 @@ namespace {
 
 constexpr const char* kAttendHelp = R"(softmax(scale * Q K^T + bias, masked) V over .npy files
 
-Arrays are float32 in C order: Q [batch, q_heads, queries, dim], K [batch, kv_heads, keys, dim],
+Arrays are float32 or float16 in C order: Q [batch, q_heads, queries, dim], K [batch, kv_heads, keys, dim],
 V [batch, kv_heads, keys, v_dim]; q_heads is a multiple of kv_heads. Arrays of 3 dimensions are a batch of 1; outputs
-then have no batch dimension either.
+then have no batch dimension either. Outputs are float32.
 
-Mask (bool or uint8, non-zero = may attend) and bias (float32, added to the scores; -inf forbids) broadcast to
+Mask (bool or uint8, non-zero = may attend) and bias (float32 or float16, added to the scores; -inf forbids) broadcast to
 [batch, q_heads, queries, keys] as NumPy does, from the last dimension; any of them may be 1:
   [keys]   [heads, queries, keys]   [batch, heads, queries, keys]
   [n, keys]  with n = batch: each sequence's key padding mask; with n = queries: one mask for all of them.
@@ -73,6 +73,9 @@ void AddAttendOptions(CLI::App* attend, AttendOptions* o) {
                    "of --expect, absolute; of --expect-lse, relative to max(1, |value|). "
                    "Default 2e-6, for --expect times max(1, largest |V|)")
       ->type_name("X");
+  attend
+      ->add_option("--dtype", o->dtype, "f32, bf16 or f16: round q, k, v and bias to it first; default: as in their files")
+      ->type_name("TYPE");
   attend->add_option("--threads", o->threads, "default: all that OpenMP would use")->type_name("N")->check(whole);
   attend->add_option("--page-size", o->page_size, "deal K and V into pages of this many keys first")
       ->type_name("N")
@@ -91,7 +94,9 @@ evaluation in float64 first, then calls alternate with measurements of this mach
   of FMA   useful FLOP (permitted pairs of query and key) per second, of independent FMA chains on as many threads
   GB/s     K and V, read once
   of read  prefill: of the read bandwidth for as many bytes; decode: of the lower of that and what 0.75 of the FMA rate
-           could consume)";
+           could consume
+  max_err  of the checked rows of O against float64, relative to their head's largest |V|; naive: of the plain float32
+           evaluation of those rows, rounded to the same dtype)";
 
 constexpr const char* kSweepFooter =
     R"(Exit status: 0 done; 1 a row's result was wrong or could not be had; 2 bad input;
@@ -104,7 +109,7 @@ void AddSweepOptions(CLI::App* sweep, SweepOptions* o) {
   sweep->add_option("--head-dims", o->head_dims, "default 64,128")->type_name("LIST");
   sweep->add_option("--heads", o->heads, "query heads, or query/kv heads; default 8 for prefill, 32/8 for decode")
       ->type_name("H/KV,...");
-  sweep->add_option("--dtypes", o->dtypes, "default f32")->type_name("LIST");
+  sweep->add_option("--dtypes", o->dtypes, "of q, k, v and out: f32, bf16, f16; default f32")->type_name("LIST");
   sweep->add_option("--targets", o->targets, "instruction sets of `fovea info`, or all; default the chosen one")
       ->type_name("LIST");
   sweep->add_option("--threads", o->threads, "default 1,all")->type_name("LIST");

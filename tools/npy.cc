@@ -50,7 +50,7 @@ class HeaderParser {
       *have = true;
       Expect(':');
       if (have == &have_descr) {
-        if (Peek() == '[') Refuse(path_, "a structured dtype; float32, uint8 or bool is wanted");
+        if (Peek() == '[') Refuse(path_, "a structured dtype; float32, float16, uint8 or bool is wanted");
         header.descr = String();
       } else if (have == &have_order) {
         header.fortran_order = Bool();
@@ -151,14 +151,17 @@ NpyType TypeOf(const std::string& path, const std::string& descr) {
   if (descr == "|u1" || descr == "<u1" || descr == ">u1") return NpyType::kU8;
   if (descr == "|b1" || descr == "<b1" || descr == ">b1") return NpyType::kBool;
   if (descr == "<f4") return NpyType::kF32;
+  if (descr == "<f2") return NpyType::kF16;
   if (descr.size() > 1 && descr[0] == '>') {
     Refuse(path, "big-endian data, {}; little-endian is wanted: save array.astype(array.dtype.newbyteorder('<'))",
            TypeName(descr));
   }
-  if (descr == "=f4" || descr == "|f4" || descr == "f4") {
-    Refuse(path, "the byte order of descr '{}' is not stated; '<f4' is wanted", descr);
+  for (const char* kind : {"f4", "f2"}) {
+    if (descr == kind || descr == std::string("=") + kind || descr == std::string("|") + kind) {
+      Refuse(path, "the byte order of descr '{}' is not stated; '<{}' is wanted", descr, kind);
+    }
   }
-  Refuse(path, "dtype {}; float32, uint8 or bool is wanted", TypeName(descr));
+  Refuse(path, "dtype {}; float32, float16, uint8 or bool is wanted", TypeName(descr));
 }
 
 void ReadBytes(const std::string& path, std::FILE* file, void* to, size_t bytes, const char* what) {
@@ -198,6 +201,10 @@ std::vector<OutputFile> Files(const std::vector<NpyOutput>& outputs) {
 
 }  // namespace
 
+const char* TypeText(NpyType type) {
+  return type == NpyType::kF32 ? "float32" : type == NpyType::kF16 ? "float16" : type == NpyType::kU8 ? "uint8" : "bool";
+}
+
 std::string ShapeText(const std::vector<int64_t>& shape) { return fmt::format("[{}]", fmt::join(shape, ", ")); }
 
 NpyArray ReadNpy(const std::string& path) {
@@ -236,7 +243,7 @@ NpyArray ReadNpy(const std::string& path) {
   }
 
   // The product of the extents that are not 0 must fit as well: fovea multiplies them again, as strides.
-  int64_t bytes = array.type == NpyType::kF32 ? 4 : 1;
+  int64_t bytes = array.type == NpyType::kF32 ? 4 : array.type == NpyType::kF16 ? 2 : 1;
   bool empty = false;
   for (const int64_t extent : array.shape) {
     empty = empty || extent == 0;
@@ -254,6 +261,9 @@ NpyArray ReadNpy(const std::string& path) {
   if (array.type == NpyType::kF32) {
     array.f32.resize(static_cast<size_t>(bytes) / 4);
     to = array.f32.data();
+  } else if (array.type == NpyType::kF16) {
+    array.f16.resize(static_cast<size_t>(bytes) / 2);
+    to = array.f16.data();
   } else {
     array.u8.resize(static_cast<size_t>(bytes));
     to = array.u8.data();

@@ -1,5 +1,5 @@
 // NumPy's .npy files, format versions 1.0 to 3.0, as numpy/lib/format.py defines them: C order, little-endian, float32,
-// uint8, bool. Everything else is refused by name.
+// float16, uint8, bool. Everything else is refused by name.
 #ifndef FOVEA_TOOLS_NPY_H_
 #define FOVEA_TOOLS_NPY_H_
 
@@ -11,15 +11,18 @@
 
 namespace fovea::tools {
 
-enum class NpyType { kF32, kU8, kBool };
+enum class NpyType { kF32, kF16, kU8, kBool };
 
 struct NpyArray {
   NpyType type = NpyType::kF32;
   std::vector<int64_t> shape;  // () is a scalar
   std::vector<float> f32;      // the elements of kF32
+  std::vector<uint16_t> f16;   // the elements of kF16, as bits
   std::vector<uint8_t> u8;     // the elements of kU8 and kBool
 };
 
+// "float32"
+const char* TypeText(NpyType type);
 // "[2, 12, 128, 32]"
 std::string ShapeText(const std::vector<int64_t>& shape);
 

@@ -75,8 +75,8 @@ typedef int32_t fovea_dtype;
 enum {
   FOVEA_DTYPE_NONE = 0, /* an absent optional tensor */
   FOVEA_F32 = 1,
-  FOVEA_BF16 = 2,    /* RESERVED */
-  FOVEA_F16 = 3,     /* RESERVED */
+  FOVEA_BF16 = 2,    /* storage of q, k, v, out and bias, in any mix; arithmetic is f32. Rounded to nearest, ties to even; */
+  FOVEA_F16 = 3,     /* NaN stays NaN, subnormals are kept, f16 out past 65504 is Inf */
   FOVEA_U8 = 4,      /* boolean mask */
   FOVEA_F64 = 5,     /* RESERVED */
   FOVEA_I8 = 6,      /* RESERVED */
@@ -151,7 +151,7 @@ typedef struct fovea_attention_params {
 
   /* Inputs and outputs. Inputs may overlap one another. An output overlaps nothing, itself included (no stride 0 where its
    * extent is over 1): FOVEA_ERR_INVALID_ARGUMENT. Rows past a sequence's q_len are not written. */
-  fovea_tensor q;      /* [batch][num_q_heads][q_len][head_dim] */
+  fovea_tensor q;      /* F32, BF16 or F16, as k, v and out, each its own; [batch][num_q_heads][q_len][head_dim] */
   fovea_tensor k;      /* [batch][num_kv_heads][kv_len][head_dim] */
   fovea_tensor v;      /* [batch][num_kv_heads][kv_len][v_head_dim] */
   fovea_tensor out;    /* [batch][num_q_heads][q_len][v_head_dim] */
@@ -159,7 +159,7 @@ typedef struct fovea_attention_params {
   fovea_tensor scores; /* optional output, F32 [batch][num_q_heads][q_len][kv_len], see scores_stage; columns past a
                           sequence's own kv_len hold -inf, or 0 for PROBABILITIES */
   fovea_tensor mask;   /* optional, U8 [batch][num_q_heads][q_len][mask_kv_len], non-zero = may attend */
-  fovea_tensor bias;   /* optional, F32, as mask; added to S. -inf forbids; +inf makes its row NaN */
+  fovea_tensor bias;   /* optional, F32, BF16 or F16, as mask; added to S. -inf forbids; +inf makes its row NaN */
 
   int32_t scores_stage; /* fovea_scores_stage; not NONE exactly if scores is given */
   float scale;          /* sm_scale; NaN (the default) means 1/sqrt(head_dim). Finite */
@@ -294,7 +294,7 @@ typedef struct fovea_attention_info {
   uint64_t struct_size;
   char target[32];          /* "AVX2" */
   char kernels[160];        /* "prefill_f32_4x24 decode_f32 merge_f32 scores_f32": those that would run; tile keys x lanes */
-  char conversions[64];     /* "none", or the tensors that are converted block-wise */
+  char conversions[64];     /* "none", or what is converted as it is read or written: "q BF16, k BF16, v BF16, out F16" */
   int32_t num_threads;
   int32_t phases;
   int64_t tasks;            /* of all phases */
@@ -314,13 +314,176 @@ FOVEA_API fovea_status fovea_attention_describe(const fovea_attention_params* pa
 
 /* Joins n partial results over disjoint sets of keys (threads, devices, hosts), in their order:
  *   lse = log(sum_p exp(lses[p])),  out = sum_p exp(lses[p] - lse) outs[p]
- * outs[p], out: F32 [batch][num_heads][rows][v_head_dim]; lses[p], lse: F32 [batch][num_heads][rows]; lse may be NULL. A part with
+ * outs[p], out: F32, BF16 or F16, each its own, [batch][num_heads][rows][v_head_dim]; lses[p], lse: F32 [batch][num_heads][rows]; lse may be NULL. A part with
  * LSE = -inf is not an operand; all parts so: out = 0, lse = -inf. out may be outs[0] and lse lses[0], exactly; other overlap
  * of outputs is an error. Give sinks to exactly one part. NaN reaches its own row only.
  * Source: Dao et al. 2023, "Flash-Decoding"; Ye et al. 2025, "FlashInfer", sec. 2.2. */
 FOVEA_API fovea_status fovea_attention_merge(int32_t n, const fovea_tensor* outs, const fovea_tensor* lses, int64_t batch,
                                              int64_t num_heads, int64_t rows, int64_t v_head_dim, const fovea_tensor* out,
                                              const fovea_tensor* lse, const fovea_exec* exec);
+
+/* ---- RoPE --------------------------------------------------------------------------------------------------------- */
+
+/* Rotary position embedding. For row i of sequence b at position pos, with n = rotary_dim / 2 and j < n:
+ *
+ *   out[a] = cos[pos][j] * x[a] - sin[pos][j] * x[c]       half-split (interleaved = 0): a = j,  c = j + n
+ *   out[c] = sin[pos][j] * x[a] + cos[pos][j] * x[c]       interleaved:                  a = 2j, c = 2j + 1
+ *
+ * and out[d] = x[d] for d >= rotary_dim. Half-split is the layout of GPT-NeoX and of Hugging Face's models, interleaved
+ * that of RoFormer, GPT-J and Meta's Llama. Source: Su et al. 2021, "RoFormer", eq. 34; ONNX RotaryEmbedding-23.
+ *
+ * ONNX's caches [positions][n] with position_ids are table_batch = 1; its caches [batch][q_len][n] without are
+ * table_batch = batch, position_offset = 0. Its input [batch][q_len][heads * head_dim] is fovea_tensor_bshd().
+ * Each tensor is F32, BF16 or F16. */
+typedef struct fovea_rope_params {
+  uint64_t struct_size; /* set by fovea_rope_params_init */
+
+  int64_t batch;
+  int64_t num_heads;  /* of x: query heads or kv heads */
+  int64_t q_len;      /* rows that x holds per sequence; lengths are those of fovea_attention_params, q's or k's */
+  int64_t head_dim;
+  int64_t rotary_dim; /* even, at most head_dim; 0 means head_dim */
+
+  fovea_tensor x;   /* [batch][num_heads][q_len][head_dim] */
+  fovea_tensor out; /* output, as x; exactly x (data, dtype, strides) = in place, other overlap is an error */
+  fovea_tensor cos; /* [table_batch][1][num_positions][rotary_dim / 2]; stride_head is not read */
+  fovea_tensor sin; /* as cos */
+  int64_t num_positions; /* rows of the tables. Every position that is used must be in [0, num_positions) */
+  int64_t table_batch;   /* 0 or 1: one table for all sequences, stride_batch is not read; batch: one for each */
+  int32_t interleaved;   /* 0 or 1 */
+  int32_t reserved;      /* 0 */
+
+  /* Position of row i of sequence b: position_ids[b][i] where given (packed: position_ids[row of x]), else
+   * i + position_offsets[b] where given, else i + position_offset. At most one of the three is given. */
+  int64_t position_offset;
+  const int32_t* position_offsets; /* optional [batch] */
+  const int32_t* position_ids;     /* optional [batch][position_ids_stride], or [total_q] with cu_seqlens_q */
+  int64_t position_ids_stride;     /* at least q_len, or 0: one row of ids for all. Not read with cu_seqlens_q */
+
+  const int32_t* q_lens;       /* optional [batch]: rows past a sequence's q_lens[b] are neither read nor written */
+  const int32_t* cu_seqlens_q; /* optional [batch + 1], packed, as in fovea_attention_params */
+  int64_t total_q;             /* rows of the packed x and out; 0 without cu_seqlens_q */
+} fovea_rope_params;
+
+FOVEA_API fovea_status fovea_rope_params_init(fovea_rope_params* params, size_t size); /* zeroes, sets struct_size */
+
+/* Rotates x. Every argument, position ids included, is checked before anything is written. Rows are independent: NaN
+ * and Inf reach their own pair of columns only. Arithmetic is f32: a product, then a fused multiply-add where the target
+ * has one; both layouts have the same bits. Columns past rotary_dim keep theirs where x and out are of one dtype.
+ * exec: threads and error_text are used. */
+FOVEA_API fovea_status fovea_rope(const fovea_rope_params* params, const fovea_exec* exec);
+
+typedef int32_t fovea_rope_scaling;
+enum {
+  FOVEA_ROPE_SCALING_NONE = 0,
+  FOVEA_ROPE_SCALING_LINEAR = 1,      /* Chen et al. 2023, "Position Interpolation" */
+  FOVEA_ROPE_SCALING_NTK = 2,         /* "NTK-aware", bloc97 2023; Peng et al. 2023, "YaRN", sec. 3.1 */
+  FOVEA_ROPE_SCALING_DYNAMIC_NTK = 3, /* emozilla 2023; "YaRN", sec. 3.3, as Hugging Face's "dynamic" */
+  FOVEA_ROPE_SCALING_YARN = 4,        /* "YaRN", sec. 3.2 and 3.4, as its authors' code and Hugging Face's "yarn" */
+  FOVEA_ROPE_SCALING_LLAMA3 = 5       /* apply_scaling of Meta's reference implementation of Llama 3.1 */
+};
+FOVEA_API const char* fovea_rope_scaling_str(fovea_rope_scaling scaling);
+
+typedef struct fovea_rope_tables_params {
+  uint64_t struct_size; /* set by fovea_rope_tables_params_init */
+
+  int64_t rotary_dim;     /* even */
+  int64_t first_position; /* position of row 0, not negative */
+  int64_t num_positions;  /* rows; first_position + num_positions is at most 2^30 */
+  fovea_tensor cos;       /* output [1][1][num_positions][rotary_dim / 2] */
+  fovea_tensor sin;       /* output, as cos */
+
+  double base;                   /* theta, 10000 by init; above 1 */
+  int32_t scaling;               /* fovea_rope_scaling */
+  int32_t yarn_truncate;         /* 1 by init: YaRN's range of dimensions is rounded outwards; 0 as gpt-oss has it */
+  double factor;                 /* s below: 1 by init, at least 1; used by all but NONE */
+  int64_t original_max_position; /* L: the context length before scaling; DYNAMIC_NTK, YARN, LLAMA3 */
+  int64_t seq_len;               /* DYNAMIC_NTK: the length that the table is made for; up to L nothing is scaled */
+  double beta_fast;              /* YARN: 32 by init, above beta_slow */
+  double beta_slow;              /* YARN: 1 by init, positive */
+  double low_freq_factor;        /* LLAMA3: 1 by init, positive */
+  double high_freq_factor;       /* LLAMA3: 4 by init, above low_freq_factor */
+  double attention_factor;       /* m, multiplies both tables; 0 by init: 0.1 ln(s) + 1 for YARN (eq. 22), else 1 */
+} fovea_rope_tables_params;
+
+FOVEA_API fovea_status fovea_rope_tables_params_init(fovea_rope_tables_params* params, size_t size);
+
+/* Fills cos[i][j] = m * cos((first_position + i) * w[j]) and sin likewise, m = attention_factor, with d = rotary_dim and
+ *
+ *   t[j] = base^(-2j / d)                                                          RoFormer, sec. 3.2.2
+ *   NONE         w[j] = t[j]
+ *   LINEAR       w[j] = t[j] / s
+ *   NTK          w[j] = t[j] with base * s^(d / (d - 2)) for base (d = 2: base itself)
+ *   DYNAMIC_NTK  the same with s * l / L - (s - 1) for s, l = max(seq_len, L)
+ *   YARN         w[j] = r t[j] / s + (1 - r) t[j],  r = clamp((j - D(beta_fast)) / (D(beta_slow) - D(beta_fast)), 0, 1),
+ *                D(b) = d ln(L / (2 pi b)) / (2 ln base); with yarn_truncate D(beta_fast) is rounded down and
+ *                D(beta_slow) up; both are clamped to [0, d - 1]
+ *   LLAMA3       w[j] = (1 - r) t[j] / s + r t[j],
+ *                r = clamp((L t[j] / (2 pi) - low_freq_factor) / (high_freq_factor - low_freq_factor), 0, 1)
+ *
+ * Computed in f64 and rounded once: an angle is within position * 2^-50 of its formula, so that F32 tables are within
+ * half an ulp of m, and m * 1e-9, of it at position 10^6. YaRN's paper has its ramp over wavelengths (sec. 3.2); models
+ * are trained with its code's, over dimensions, which is this. DeepSeek's mscale and mscale_all_dim: pass the ratio of
+ * the two as attention_factor. Each table is F32, BF16 or F16. exec: threads and error_text are used. */
+FOVEA_API fovea_status fovea_rope_tables(const fovea_rope_tables_params* params, const fovea_exec* exec);
+
+/* ---- KV cache ----------------------------------------------------------------------------------------------------- */
+
+/* New rows of k and v, and the cache that they go into. Row i of sequence b goes to one of
+ *
+ *   contiguous:   row kv_starts[b] + i of batch entry b of the cache, [batch][num_kv_heads][capacity][dim]
+ *   block_table:  n = kv_starts[b] + i: row n % page_size of page block_table[b][n / page_size]
+ *   slot_mapping: n = slot_mapping[b][i] (packed: [row of k_new]): row n % page_size of page n / page_size; n = -1 skips
+ *                 the row
+ *
+ * A paged cache is [num_pages][num_kv_heads][page_size][dim]: stride_batch is the distance between pages. By strides a
+ * page may hold its rows before its heads. Rows that go to one place are written in order, by sequence and then by row,
+ * so that the last one stays, for any number of threads. So a ring of pages for a sliding window is a block_table whose
+ * entries repeat (or a slot_mapping that wraps), and an append may be longer than the ring. */
+typedef struct fovea_kv_append_params {
+  uint64_t struct_size; /* set by fovea_kv_append_params_init */
+
+  int64_t batch;
+  int64_t num_kv_heads;
+  int64_t q_len;      /* rows that k_new and v_new hold per sequence; the query lengths of fovea_attention_params */
+  int64_t head_dim;   /* columns of k */
+  int64_t v_head_dim; /* columns of v; 0 means head_dim */
+
+  /* k alone or v alone is fine: k_new and k_cache are both given or both absent, so are v_new and v_cache. An output
+   * overlaps nothing. Each is F32, BF16 or F16. Where cache and new rows differ in dtype, values are rounded to nearest
+   * even; else their bits are kept. */
+  fovea_tensor k_new;   /* [batch][num_kv_heads][q_len][head_dim] */
+  fovea_tensor v_new;   /* [batch][num_kv_heads][q_len][v_head_dim] */
+  fovea_tensor k_cache; /* output */
+  fovea_tensor v_cache; /* output */
+
+  const int32_t* q_lens;       /* optional [batch]: rows past a sequence's q_lens[b] are not appended */
+  const int32_t* cu_seqlens_q; /* optional [batch + 1], packed k_new and v_new */
+  int64_t total_q;             /* rows of the packed k_new, v_new; 0 without cu_seqlens_q */
+
+  const int32_t* kv_starts; /* [batch] rows that the cache holds already; NULL = 0. NULL with slot_mapping */
+  int64_t capacity;         /* rows per sequence of a contiguous cache; 0 for a paged one */
+
+  const int32_t* block_table; /* [batch][block_table_stride] page numbers; only entries that are written to are read */
+  int64_t block_table_stride;
+  int64_t num_pages;
+  int64_t page_size;
+  const int32_t* slot_mapping; /* [batch][slot_mapping_stride], or [total_q] with cu_seqlens_q */
+  int64_t slot_mapping_stride; /* at least q_len. Not read with cu_seqlens_q */
+
+  /* Optional: rotates k on its way, as fovea_rope would. Its rotary_dim, tables, interleaved and positions are read;
+   * batch, num_heads, q_len, head_dim, x, out, q_lens, cu_seqlens_q and total_q must be 0: they are those of this struct.
+   * Positions of skipped rows are not read. kv_starts are position_offsets as a rule. */
+  const fovea_rope_params* rope;
+} fovea_kv_append_params;
+
+/* Zeroes, sets struct_size. */
+FOVEA_API fovea_status fovea_kv_append_params_init(fovea_kv_append_params* params, size_t size);
+
+/* Writes the rows. Every argument, table entries and slots included, is checked before anything is written. exec:
+ * threads and error_text are used. Source of the conventions: vLLM's reshape_and_cache (slot_mapping), FlashInfer's
+ * append_paged_kv_cache (block_table). */
+FOVEA_API fovea_status fovea_kv_append(const fovea_kv_append_params* params, const fovea_exec* exec);
 
 /* ---- Targets (instruction sets) ----------------------------------------------------------------------------------- */
 

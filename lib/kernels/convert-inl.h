@@ -199,6 +199,14 @@ HWY_INLINE void ConvertRowFromF32(int32_t dtype, const float* src, size_t n, voi
   }
 }
 
+// n elements of a row from element `first` on: where they lie if they are f32, else converted to buffer.
+HWY_INLINE const float* RowAsF32(int32_t dtype, const void* row, size_t first, size_t n, float* buffer) {
+  const void* const src = At(row, dtype, static_cast<int64_t>(first));
+  if (dtype == kF32) return static_cast<const float*>(src);
+  ConvertRowToF32(dtype, src, n, buffer);
+  return buffer;
+}
+
 }  // namespace HWY_NAMESPACE
 }  // namespace fovea
 HWY_AFTER_NAMESPACE();

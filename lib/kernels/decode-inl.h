@@ -1,10 +1,10 @@
 // Decode: attention of a few query rows (at most kDecodeMaxRows rows x heads of a group) over a range of keys of one kv head. Bound by reading K
 // and V once: all rows take their dot products with a K row while it is in registers, V is walked row by row.
 //
-//   for each block of kBlockKeys keys:
-//     s[row][key] = dot(q[row], K[key])      vectors along head_dim, NQ rows x NK keys in registers
+//   for each block of kDecodeKeys keys:
+//     s[row][key] = dot(q[row], K[key])      vectors along head_dim, up to 4 rows of q for each K row
 //     p = 2^(s - m), vectors along keys; the block's maximum moves m lazily (by more than 2^8)
-//     O[row] += p[row][key] V[key]           4 V rows at a time, in key order
+//     O[row] += p[row][key] V[key]           O of 1 or 2 rows in registers, in key order
 //
 // A long sequence is cut at fixed split points (plan.cc); a part gives O / l and (m, l), joined in order by run.cc.
 // Numerics: lib/NUMERICS.md. Source: Dao et al. 2023, "Flash-Decoding".
@@ -17,6 +17,7 @@
 #endif
 
 #include "hwy/highway.h"
+#include "lib/kernels/convert-inl.h"
 #include "lib/kernels/query_tile-inl.h"
 #include "lib/kernels/score-inl.h"
 
@@ -25,30 +26,15 @@ namespace fovea {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// Dot products taken together: 4 rows x 4 keys on 32 registers (16 accumulators + 4 + 4), 4 x 2 on 16 (8 + 2 + 1): K is loaded once for 4 rows.
-constexpr size_t kDotKeys = kTileKeys == 8 ? 4 : 2;
-// Rows of O that take a V row together: 4 x 4 weights + 4 + 1 on 32 registers, 2 x 4 + 4 + 1 on 16.
-constexpr size_t kPvRows = kTileKeys == 8 ? 4 : 2;
-
-// Keys of a block, the group of the running maximum: K and V of one stay in L1 or L2 between prefetch and use.
+// Keys of a block, the group of the running maximum; two blocks are under way at a time, each in its half of scratch.
 constexpr int32_t kDecodeKeys = 64;
-static_assert(kDecodeKeys <= kBlockKeys, "scratch holds kBlockKeys");
+static_assert(2 * kDecodeKeys <= kBlockKeys, "scratch holds kBlockKeys");
+// Keys whose K rows, and then as many V rows, are read in one go: 4 KB of each at head_dim 128 in f32. All rows of q share them while they are in L1.
+constexpr size_t kChunkKeys = 8;
 
 HWY_INLINE size_t PadToVector(size_t n) {
   const size_t N = hn::Lanes(DF());
   return (n + N - 1) / N * N;
-}
-
-// The last n < N columns of a row without touching what lies behind it; zeros in the other lanes.
-HWY_INLINE hn::Vec<DF> LoadTail(const float* p, size_t n) {
-  const DF d;
-#if HWY_MEM_OPS_MIGHT_FAULT
-  HWY_ALIGN float buffer[HWY_MAX_BYTES / sizeof(float)] = {};
-  for (size_t i = 0; i < n; ++i) buffer[i] = p[i];
-  return hn::Load(d, buffer);
-#else
-  return hn::MaskedLoad(hn::FirstN(d, n), d, p);
-#endif
 }
 
 #if HWY_TARGET != HWY_SCALAR && !HWY_HAVE_SCALABLE
@@ -81,140 +67,120 @@ HWY_INLINE void SumOfLanes4(V a, V b, V c, V e, float* sums) {
 #endif
 }
 
-// One vector of a K row against NQ rows of q.
-template <int NQ, class V>
-HWY_INLINE void DotStep(V k, V q0, V q1, V q2, V q3, V& s0, V& s1, V& s2, V& s3) {
-  s0 = hn::MulAdd(k, q0, s0);
-  if constexpr (NQ > 1) s1 = hn::MulAdd(k, q1, s1);
-  if constexpr (NQ > 2) s2 = hn::MulAdd(k, q2, s2);
-  if constexpr (NQ > 3) s3 = hn::MulAdd(k, q3, s3);
+// How the walk over K and V meets the memory system; all of it measured (bench_decode), none of it visible in the results' bits.
+// - Each row is walked to its end before the next, and by an unrolled body: the prefetchers go by the instruction that loads, and see one
+//   stride then. Four rows side by side, column by column, were read at half the speed.
+// - K of the next block and V of this one are read in turns of kChunkKeys rows: two streams are faster than one.
+// - Rows are addressed by a stride: pointers out of memory had to wait for older stores, and cost a third of the speed.
+// - Many rows of q fill the scheduler with waiting FMAs: the rows to come are prefetched into L2 then.
+// Rows of q from which on the scheduler is full.
+constexpr size_t kPrefetchFrom = kTileKeys == 4 ? 2 : 5;
+constexpr int32_t kPrefetchRows = 12;
+
+template <class T>
+HWY_INLINE void PrefetchRow(const T* row, size_t dim) {
+  constexpr size_t kLine = 64 / sizeof(T);
+  for (size_t c = 0; c < dim; c += kLine) __builtin_prefetch(row + c, 0, 2);
 }
 
-// s[row * kBlockKeys + key] for NQ rows of q (padded with zeros to whole vectors, pitch apart) and up to NK keys; writes whole groups of 4 or 2 keys.
-// One accumulator per dot product, so that its bits do not depend on how many are computed together.
-template <int NQ, int NK>
-HWY_INLINE void DotKeys(const float* const* k, const float* HWY_RESTRICT q, size_t pitch, size_t dim, size_t keys, float* s) {
+// NQ accumulators += one K row times NQ rows of q (padded with zeros to whole vectors, pitch apart).
+template <int NQ, class T, class V>
+HWY_INLINE void DotRow(const T* k, const float* HWY_RESTRICT q, size_t pitch, size_t dim, V& s0, V& s1, V& s2, V& s3) {
   const DF d;
-  using V = hn::Vec<DF>;
   const size_t N = hn::Lanes(d);
-  const float *k0 = k[0], *k1 = k[keys > 1 ? 1 : 0], *k2 = k0, *k3 = k0;
-  if constexpr (NK > 2) k2 = k[keys > 2 ? 2 : 0], k3 = k[keys > 3 ? 3 : 0];
-  V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0;
-  V c0 = a0, c1 = a0, c2 = a0, c3 = a0, e0 = a0, e1 = a0, e2 = a0, e3 = a0;
-  const auto load_q = [&](size_t row, size_t i) HWY_ATTR { return hn::Load(d, q + (row < NQ ? row : 0) * pitch + i); };
-  size_t i = 0;
-  for (; i + N <= dim; i += N) {
-    const V q0 = load_q(0, i), q1 = load_q(1, i), q2 = load_q(2, i), q3 = load_q(3, i);
-    DotStep<NQ>(hn::LoadU(d, k0 + i), q0, q1, q2, q3, a0, a1, a2, a3);
-    DotStep<NQ>(hn::LoadU(d, k1 + i), q0, q1, q2, q3, b0, b1, b2, b3);
-    if constexpr (NK > 2) DotStep<NQ>(hn::LoadU(d, k2 + i), q0, q1, q2, q3, c0, c1, c2, c3);
-    if constexpr (NK > 2) DotStep<NQ>(hn::LoadU(d, k3 + i), q0, q1, q2, q3, e0, e1, e2, e3);
-  }
-  if (i < dim) {
-    const size_t n = dim - i;
-    const V q0 = load_q(0, i), q1 = load_q(1, i), q2 = load_q(2, i), q3 = load_q(3, i);
-    DotStep<NQ>(LoadTail(k0 + i, n), q0, q1, q2, q3, a0, a1, a2, a3);
-    DotStep<NQ>(LoadTail(k1 + i, n), q0, q1, q2, q3, b0, b1, b2, b3);
-    if constexpr (NK > 2) DotStep<NQ>(LoadTail(k2 + i, n), q0, q1, q2, q3, c0, c1, c2, c3);
-    if constexpr (NK > 2) DotStep<NQ>(LoadTail(k3 + i, n), q0, q1, q2, q3, e0, e1, e2, e3);
-  }
-  if constexpr (NK > 2) {
-    SumOfLanes4(a0, b0, c0, e0, s);
-    if constexpr (NQ > 1) SumOfLanes4(a1, b1, c1, e1, s + kBlockKeys);
-    if constexpr (NQ > 2) SumOfLanes4(a2, b2, c2, e2, s + 2 * kBlockKeys);
-    if constexpr (NQ > 3) SumOfLanes4(a3, b3, c3, e3, s + 3 * kBlockKeys);
-  } else {
-    HWY_ALIGN float sums[8];
-    SumOfLanes4(a0, b0, a1, b1, sums);
-    if constexpr (NQ > 2) SumOfLanes4(a2, b2, a3, b3, sums + 4);
-    for (size_t r = 0; r < NQ; ++r) memcpy(s + r * kBlockKeys, sums + 2 * r, 2 * sizeof(float));
-  }
-}
-
-// Rows that the next pass reads, brought into L2 while this one computes: K and V are walked in turn, and the products take 4 rows at a time, column by
-// column, an order in which the hardware's prefetcher sees no stream.
-struct Ahead {
-  const float* base;  // its first row
-  int64_t stride;
-  size_t rows, dim;
-};
-
-HWY_INLINE void PrefetchRows(const Ahead& a, size_t first, size_t n) {
-  constexpr size_t kLine = 64 / sizeof(float);
-  for (size_t j = first; j < HWY_MIN(first + n, a.rows); ++j) {
-    const float* row = a.base + static_cast<int64_t>(j) * a.stride;
-    for (size_t c = 0; c < a.dim; c += kLine) __builtin_prefetch(row + c, 0, 2);  // to L2: more misses may be in flight there than in L1
-  }
-}
-
-template <int NQ>
-HWY_NOINLINE void DotBlock(const float* const* k, const float* q, size_t pitch, size_t dim, size_t keys, float* s,
-                           const Ahead& ahead) {
-  constexpr size_t NK = NQ > 2 ? kDotKeys : 4;
-  for (size_t j = 0; j < keys; j += NK) {
-    PrefetchRows(ahead, j, NK);
-    DotKeys<NQ, NK>(k + j, q, pitch, dim, HWY_MIN(keys - j, NK), s + j);
-  }
-}
-
-// O[c .. c + N) of one row += p[0 .. 4) * v0 .. v3, in this order.
-template <class V>
-HWY_INLINE void PvStep(V v0, V v1, V v2, V v3, V p0, V p1, V p2, V p3, float* HWY_RESTRICT o) {
-  const DF d;
-  V x = hn::MulAdd(p0, v0, hn::Load(d, o));
-  x = hn::MulAdd(p1, v1, x);
-  x = hn::MulAdd(p2, v2, x);
-  x = hn::MulAdd(p3, v3, x);
-  hn::Store(x, d, o);
-}
-
-// O rows [0, NQ) += P V for 4 keys. p: [row][kBlockKeys]; o: [row][pitch].
-template <int NQ>
-HWY_INLINE void Pv4(const float* const* v, const float* HWY_RESTRICT p, size_t dim, float* HWY_RESTRICT o, size_t pitch) {
-  const DF d;
-  using V = hn::Vec<DF>;
-  const size_t N = hn::Lanes(d);
-  const float *v0 = v[0], *v1 = v[1], *v2 = v[2], *v3 = v[3];
-  const auto weight = [&](size_t row, size_t j) HWY_ATTR { return hn::Set(d, p[(row < NQ ? row : 0) * kBlockKeys + j]); };
-  const V p00 = weight(0, 0), p01 = weight(0, 1), p02 = weight(0, 2), p03 = weight(0, 3);
-  const V p10 = weight(1, 0), p11 = weight(1, 1), p12 = weight(1, 2), p13 = weight(1, 3);
-  const V p20 = weight(2, 0), p21 = weight(2, 1), p22 = weight(2, 2), p23 = weight(2, 3);
-  const V p30 = weight(3, 0), p31 = weight(3, 1), p32 = weight(3, 2), p33 = weight(3, 3);
-  const auto column = [&](V x0, V x1, V x2, V x3, size_t c) HWY_ATTR {
-    PvStep(x0, x1, x2, x3, p00, p01, p02, p03, o + c);
-    if constexpr (NQ > 1) PvStep(x0, x1, x2, x3, p10, p11, p12, p13, o + pitch + c);
-    if constexpr (NQ > 2) PvStep(x0, x1, x2, x3, p20, p21, p22, p23, o + 2 * pitch + c);
-    if constexpr (NQ > 3) PvStep(x0, x1, x2, x3, p30, p31, p32, p33, o + 3 * pitch + c);
+  const auto step = [&](V x, size_t i) HWY_ATTR {
+    asm volatile("" ::: "memory");  // as in PvColumns
+    s0 = hn::MulAdd(x, hn::Load(d, q + i), s0);
+    if constexpr (NQ > 1) s1 = hn::MulAdd(x, hn::Load(d, q + pitch + i), s1);
+    if constexpr (NQ > 2) s2 = hn::MulAdd(x, hn::Load(d, q + 2 * pitch + i), s2);
+    if constexpr (NQ > 3) s3 = hn::MulAdd(x, hn::Load(d, q + 3 * pitch + i), s3);
   };
-  size_t c = 0;
-  for (; c + N <= dim; c += N) {
-    column(hn::LoadU(d, v0 + c), hn::LoadU(d, v1 + c), hn::LoadU(d, v2 + c), hn::LoadU(d, v3 + c), c);
+  size_t i = 0;
+  for (; i + 8 * N <= dim; i += 8 * N) {
+    step(LoadF32(d, k + i), i), step(LoadF32(d, k + i + N), i + N);
+    step(LoadF32(d, k + i + 2 * N), i + 2 * N), step(LoadF32(d, k + i + 3 * N), i + 3 * N);
+    step(LoadF32(d, k + i + 4 * N), i + 4 * N), step(LoadF32(d, k + i + 5 * N), i + 5 * N);
+    step(LoadF32(d, k + i + 6 * N), i + 6 * N), step(LoadF32(d, k + i + 7 * N), i + 7 * N);
   }
-  if (c < dim) {
-    const size_t n = dim - c;
-    column(LoadTail(v0 + c, n), LoadTail(v1 + c, n), LoadTail(v2 + c, n), LoadTail(v3 + c, n), c);
+  for (; i + N <= dim; i += N) step(LoadF32(d, k + i), i);
+  if (i < dim) step(LoadF32N(d, k + i, dim - i), i);
+}
+
+// s[row * kBlockKeys + key] for NQ rows of q and neighbouring keys. One accumulator per dot product, so that its bits do not depend on how many are
+// computed together.
+template <int NQ, class T>
+HWY_NOINLINE void DotChunk(const T* k, int64_t stride, const float* HWY_RESTRICT q, size_t pitch, size_t dim, size_t keys, bool ahead,
+                           float* s) {
+  const DF d;
+  using V = hn::Vec<DF>;
+  HWY_ALIGN float sums[4];
+  for (size_t j = 0; j < keys; ++j, k += stride) {
+    if (ahead) PrefetchRow(k + kPrefetchRows * stride, dim);
+    V a = hn::Zero(d), b = a, c = a, e = a;
+    DotRow<NQ>(k, q, pitch, dim, a, b, c, e);
+    SumOfLanes4(a, b, c, e, sums);
+    for (size_t r = 0; r < NQ; ++r) s[r * kBlockKeys + j] = sums[r];
   }
 }
 
-// One key, one row: remainders, and the redo of poisoned rows. The same arithmetic as a step of Pv4.
-HWY_INLINE void Pv1(const float* v, float p, size_t dim, float* HWY_RESTRICT o) {
+// O[row][c .. c + W vectors) += p V for R rows, in key order: R * W accumulators. p: [row][kBlockKeys]; o: [row][pitch].
+template <int R, int W, class T>
+HWY_INLINE void PvColumns(const T* v, int64_t stride, const float* HWY_RESTRICT p, size_t c, size_t keys, float* HWY_RESTRICT o, size_t pitch) {
+  const DF d;
+  using V = hn::Vec<DF>;
+  const size_t N = hn::Lanes(d);
+  const auto at = [&](size_t row, size_t i) HWY_ATTR { return o + (row < R ? row : 0) * pitch + c + (i < W ? i : 0) * N; };
+  V a0 = hn::Load(d, at(0, 0)), a1 = hn::Load(d, at(0, 1)), a2 = hn::Load(d, at(0, 2)), a3 = hn::Load(d, at(0, 3));
+  V a4 = hn::Load(d, at(0, 4)), a5 = hn::Load(d, at(0, 5)), a6 = hn::Load(d, at(0, 6)), a7 = hn::Load(d, at(0, 7));
+  V b0 = hn::Load(d, at(1, 0)), b1 = hn::Load(d, at(1, 1)), b2 = hn::Load(d, at(1, 2)), b3 = hn::Load(d, at(1, 3));
+  V b4 = hn::Load(d, at(1, 4)), b5 = hn::Load(d, at(1, 5)), b6 = hn::Load(d, at(1, 6)), b7 = hn::Load(d, at(1, 7));
+  const T* row = v + c;
+  for (size_t j = 0; j < keys; ++j, row += stride) {
+    const V pa = hn::Set(d, p[j]), pb = hn::Set(d, p[(R > 1 ? kBlockKeys : 0) + j]);
+    const auto step = [&](V& a, V& b, size_t i) HWY_ATTR {
+      const V x = LoadF32(d, row + i * N);
+      asm volatile("" ::: "memory");  // loaded once and in this order: g++ would load it again for each FMA
+      a = hn::MulAdd(pa, x, a);
+      if constexpr (R > 1) b = hn::MulAdd(pb, x, b);
+    };
+    step(a0, b0, 0);
+    if constexpr (W > 1) step(a1, b1, 1);
+    if constexpr (W > 2) step(a2, b2, 2), step(a3, b3, 3);
+    if constexpr (W > 4) step(a4, b4, 4), step(a5, b5, 5), step(a6, b6, 6), step(a7, b7, 7);
+  }
+  const auto store = [&](V a, V b, size_t i) HWY_ATTR {
+    hn::Store(a, d, at(0, i));
+    if constexpr (R > 1) hn::Store(b, d, at(1, i));
+  };
+  store(a0, b0, 0);
+  if constexpr (W > 1) store(a1, b1, 1);
+  if constexpr (W > 2) store(a2, b2, 2), store(a3, b3, 3);
+  if constexpr (W > 4) store(a4, b4, 4), store(a5, b5, 5), store(a6, b6, 6), store(a7, b7, 7);
+}
+
+// One key, one row, from column c on: tails, and the redo of poisoned rows. The same arithmetic as PvColumns.
+template <class T>
+HWY_INLINE void Pv1(const T* v, float p, size_t c, size_t dim, float* HWY_RESTRICT o) {
   const DF d;
   const size_t N = hn::Lanes(d);
   const auto w = hn::Set(d, p);
-  size_t c = 0;
-  for (; c + N <= dim; c += N) hn::Store(hn::MulAdd(w, hn::LoadU(d, v + c), hn::Load(d, o + c)), d, o + c);
-  if (c < dim) hn::Store(hn::MulAdd(w, LoadTail(v + c, dim - c), hn::Load(d, o + c)), d, o + c);
+  for (; c + N <= dim; c += N) hn::Store(hn::MulAdd(w, LoadF32(d, v + c), hn::Load(d, o + c)), d, o + c);
+  if (c < dim) hn::Store(hn::MulAdd(w, LoadF32N(d, v + c, dim - c), hn::Load(d, o + c)), d, o + c);
 }
 
-template <int NQ>
-HWY_NOINLINE void PvBlock(const float* const* v, const float* p, size_t dim, size_t keys, float* o, size_t pitch, const Ahead& ahead) {
-  size_t j = 0;
-  for (; j + 4 <= keys; j += 4) {
-    PrefetchRows(ahead, j, 4);
-    Pv4<NQ>(v + j, p + j, dim, o, pitch);
+// R rows of O += p V for a chunk of keys. As many whole columns of V as the registers hold: R * W accumulators, of 8 on 16 registers, 16 on 32.
+template <int R, class T>
+HWY_NOINLINE void PvChunk(const T* v, int64_t stride, const float* p, size_t dim, size_t keys, float* o, size_t pitch) {
+  constexpr int W = kTileKeys == 4 ? 8 / R : 8;
+  const size_t N = hn::Lanes(DF());
+  size_t c = 0;
+  for (; c + W * N <= dim; c += W * N) PvColumns<R, W>(v, stride, p, c, keys, o, pitch);
+  if constexpr (W > 4) {
+    for (; c + 4 * N <= dim; c += 4 * N) PvColumns<R, 4>(v, stride, p, c, keys, o, pitch);
   }
-  for (; j < keys; ++j) {
-    for (size_t r = 0; r < NQ; ++r) Pv1(v[j], p[r * kBlockKeys + j], dim, o + r * pitch);
+  for (; c + N <= dim; c += N) PvColumns<R, 1>(v, stride, p, c, keys, o, pitch);
+  for (size_t r = 0; c < dim && r < R; ++r) {
+    for (size_t j = 0; j < keys; ++j) Pv1(v + static_cast<int64_t>(j) * stride, p[r * kBlockKeys + j], c, dim, o + r * pitch);
   }
 }
 
@@ -241,9 +207,9 @@ HWY_INLINE bool RowIsFinite(const float* o, size_t pitch) {
   return hn::AllTrue(d, hn::Eq(check, check));
 }
 
-// Scores of one row for block kb to P; m, l and O follow. use_bias: row.bias holds the block's mask and bias.
-HWY_NOINLINE void DecodeSoftmax(DecodeRow& row, const ScoreRule& score, int32_t kb, int32_t begin, int32_t end, bool use_bias,
-                                size_t pitch, MaxRule rule) {
+// Scores of one row for block kb, at p, to P; m, l and O follow. bias: the block's mask and bias, or null.
+HWY_NOINLINE void DecodeSoftmax(DecodeRow& row, const ScoreRule& score, int32_t kb, int32_t begin, int32_t end, float* HWY_RESTRICT p,
+                                const float* HWY_RESTRICT bias, size_t pitch, MaxRule rule) {
   const DF d;
   const DI di;
   using V = hn::Vec<DF>;
@@ -254,11 +220,11 @@ HWY_NOINLINE void DecodeSoftmax(DecodeRow& row, const ScoreRule& score, int32_t 
   for (size_t j = first; j < last; j += N) {
     const auto key = hn::Iota(di, kb + static_cast<int32_t>(j));
     const V dist = hn::Abs(hn::ConvertTo(d, hn::Sub(key, hn::Set(di, row.pos))));
-    const V bias = use_bias ? hn::Load(d, row.bias + j) : hn::Zero(d);
-    V x = AdjustScore(d, score, hn::Load(d, row.p + j), hn::Set(d, row.slope * score.unit), dist, bias);
+    const V b = bias ? hn::Load(d, bias + j) : hn::Zero(d);
+    V x = AdjustScore(d, score, hn::Load(d, p + j), hn::Set(d, row.slope * score.unit), dist, b);
     const auto outside = hn::RebindMask(d, hn::Or(hn::Lt(key, hn::Set(di, row.lo)), hn::Gt(key, hn::Set(di, row.hi))));
-    x = hn::IfThenElse(hn::Or(outside, hn::Eq(bias, minus_inf)), minus_inf, x);
-    hn::Store(x, d, row.p + j);
+    x = hn::IfThenElse(hn::Or(outside, hn::Eq(b, minus_inf)), minus_inf, x);
+    hn::Store(x, d, p + j);
     mx = hn::Max(mx, x);
   }
   const float top = hn::GetLane(hn::MaxOfLanes(d, mx));
@@ -271,18 +237,94 @@ HWY_NOINLINE void DecodeSoftmax(DecodeRow& row, const ScoreRule& score, int32_t 
   V sum = hn::Zero(d);
   const V m = hn::Set(d, row.m);
   for (size_t j = first; j < last; j += N) {
-    const V p = Exp2(d, hn::Sub(hn::Load(d, row.p + j), m));
-    hn::Store(p, d, row.p + j);
-    sum = hn::Add(sum, p);
+    const V w = Exp2(d, hn::Sub(hn::Load(d, p + j), m));
+    hn::Store(w, d, p + j);
+    sum = hn::Add(sum, w);
   }
   row.l += hn::GetLane(hn::SumOfLanes(d, sum));
 }
 
-// All blocks for n neighbouring rows, of which first_row is the first. redo: one row, whose forbidden keys are skipped in P V.
-HWY_NOINLINE void DecodeRows(const AttentionTask& t, const KernelScratch& s, const ScoreRule& score, DecodeRow* rows, size_t n,
+// A block of the walk: keys [begin, end) of the kDecodeKeys from kb; half: 0 or 1, which half of a row's P and bias is its own.
+struct DecodeBlock {
+  int32_t kb, begin, end;
+  bool use_bias;
+  size_t half;
+};
+
+// Scores of the block's keys [first, first + n), counted from begin and one stride apart, for all rows.
+template <class T>
+HWY_INLINE void DotKeyRange(const AttentionTask& t, T /*type of K*/, DecodeRow* rows, size_t num_rows, const DecodeBlock& block, size_t first,
+                            size_t n) {
+  const size_t dim = static_cast<size_t>(t.head_dim), pitch = PadToVector(dim);
+  const size_t at = block.half * kDecodeKeys + static_cast<size_t>(block.begin - block.kb) + first;
+  const int64_t stride = t.k_stride_row;
+  const T* k = static_cast<const T*>(KRow(t, block.begin + static_cast<int32_t>(first)));
+  const bool ahead = num_rows >= kPrefetchFrom;
+  size_t r = 0;
+  for (; r + 4 <= num_rows; r += 4) DotChunk<4>(k, stride, rows[r].q, pitch, dim, n, ahead && r == 0, rows[r].p + at);
+  for (; r + 2 <= num_rows; r += 2) DotChunk<2>(k, stride, rows[r].q, pitch, dim, n, ahead && r == 0, rows[r].p + at);
+  for (; r < num_rows; ++r) DotChunk<1>(k, stride, rows[r].q, pitch, dim, n, false, rows[r].p + at);
+}
+
+// O += P V for the same. redo: one row, whose forbidden keys are no operands.
+template <class T>
+HWY_INLINE void PvKeyRange(const AttentionTask& t, T /*type of V*/, DecodeRow* rows, size_t num_rows, const DecodeBlock& block, size_t first,
+                           size_t n, MaxRule rule, bool redo) {
+  const size_t dim = static_cast<size_t>(t.v_head_dim), pitch = PadToVector(dim);
+  const size_t at = block.half * kDecodeKeys + static_cast<size_t>(block.begin - block.kb) + first;
+  const int64_t stride = t.v_stride_row;
+  const T* v = static_cast<const T*>(VRow(t, block.begin + static_cast<int32_t>(first)));
+  if (redo) {
+    for (size_t j = 0; j < n; ++j, v += stride) {
+      const int32_t key = block.begin + static_cast<int32_t>(first + j);
+      const bool permitted = key >= rows[0].lo && key <= rows[0].hi && !(block.use_bias && rows[0].bias[at + j] == kMinusInf);
+      if (permitted) Pv1(v, rows[0].p[at + j] * rule.weight, 0, dim, rows[0].block_o);
+    }
+    return;
+  }
+  if (num_rows >= kPrefetchFrom) {
+    for (size_t j = 0; j < n; ++j) PrefetchRow(v + (static_cast<int64_t>(j) + kPrefetchRows) * stride, dim);
+  }
+  size_t r = 0;
+  for (; r + 2 <= num_rows; r += 2) PvChunk<2>(v, stride, rows[r].p + at, dim, n, rows[r].block_o, pitch);
+  for (; r < num_rows; ++r) PvChunk<1>(v, stride, rows[r].p + at, dim, n, rows[r].block_o, pitch);
+}
+
+// Calls f(first, n) for those of the block's keys [first, first + n), counted from begin, that lie one stride apart: all, or a page's.
+template <class F>
+HWY_INLINE void EachRun(const AttentionTask& t, const DecodeBlock& block, size_t first, size_t n, const F& f) {
+  for (size_t run; n > 0; first += run, n -= run) {
+    run = static_cast<size_t>(KeysInStride(t, block.begin + static_cast<int32_t>(first), static_cast<int32_t>(n)));
+    f(first, run);
+  }
+}
+
+// Calls f with a value of the storage type.
+template <class F>
+HWY_INLINE void WithType(int32_t dtype, const F& f) {
+  if (dtype == kBF16) return f(BF16());
+  if (dtype == kF16) return f(F16());
+  f(0.0f);
+}
+
+// The next block with a permitted key, from kb on. False: none.
+HWY_INLINE bool NextBlock(const AttentionTask& t, size_t first_row, size_t n, int32_t lo, int32_t hi, size_t half, int32_t kb,
+                          DecodeBlock* block) {
+  for (; kb <= hi; kb += kDecodeKeys) {
+    const int32_t begin = HWY_MAX(kb, lo), end = HWY_MIN(kb + kDecodeKeys, hi + 1);
+    const Permits permits = ScanLanes(t, t.lane_begin + static_cast<int64_t>(first_row), static_cast<int64_t>(n), begin, end);
+    if (!permits.any) continue;
+    *block = {kb, begin, end, t.bias != nullptr || !permits.all, half};
+    return true;
+  }
+  return false;
+}
+
+// All blocks for n neighbouring rows, of which first_row is the first. redo: one row, whose forbidden keys are skipped in P V. Q K^T of a block runs
+// beside P V of the one before it, kChunkKeys at a time: memory reads two streams faster than one.
+HWY_NOINLINE void DecodeRows(const AttentionTask& t, const ScoreRule& score, DecodeRow* rows, size_t n,
                              size_t first_row, MaxRule rule, bool redo) {
-  const size_t dim = static_cast<size_t>(t.head_dim), v_dim = static_cast<size_t>(t.v_head_dim);
-  const size_t q_pitch = PadToVector(dim), o_pitch = PadToVector(v_dim);
+  const size_t o_pitch = PadToVector(static_cast<size_t>(t.v_head_dim));
   int32_t lo = INT32_MAX, hi = -1;
   for (size_t r = 0; r < n; ++r) {
     StartRow(t, (t.lane_begin + static_cast<int64_t>(first_row + r)) % t.group, &rows[r].m, &rows[r].l);
@@ -293,60 +335,46 @@ HWY_NOINLINE void DecodeRows(const AttentionTask& t, const KernelScratch& s, con
     hi = HWY_MAX(hi, rows[r].hi);
   }
   if (lo > hi) return;
-  // The first block's K, which no pass before it has brought.
-  PrefetchRows({t.k + lo * t.k_stride_row, t.k_stride_row, static_cast<size_t>(HWY_MIN(hi + 1 - lo, kDecodeKeys)), dim}, 0,
-               static_cast<size_t>(kDecodeKeys));
-  for (int32_t kb = lo / kDecodeKeys * kDecodeKeys; kb <= hi; kb += kDecodeKeys) {
-    const int32_t begin = HWY_MAX(kb, lo), end = HWY_MIN(kb + kDecodeKeys, hi + 1);
-    const Permits permits = ScanLanes(t, t.lane_begin + static_cast<int64_t>(first_row), static_cast<int64_t>(n), begin, end);
-    if (!permits.any) continue;
-    const bool use_bias = t.bias != nullptr || !permits.all;
-    const size_t first = static_cast<size_t>(begin - kb), keys = static_cast<size_t>(end - begin);
-    LoadRows(t, s, kb, begin, end - 1);
-    const float *const *k = s.rows + first, *const *v = s.rows + kBlockKeys + first;
-    const Ahead this_v = {t.v + begin * t.v_stride_row, t.v_stride_row, keys, v_dim};
-    const Ahead next_k = {t.k + end * t.k_stride_row, t.k_stride_row,
-                          static_cast<size_t>(HWY_MIN(hi + 1 - end, kDecodeKeys)), dim};
-    const Ahead nothing = {nullptr, 0, 0, 0};
-    size_t r = 0;
-    for (; r + 4 <= n; r += 4) DotBlock<4>(k, rows[r].q, q_pitch, dim, keys, rows[r].p + first, r == 0 ? this_v : nothing);
-    for (; r + 2 <= n; r += 2) DotBlock<2>(k, rows[r].q, q_pitch, dim, keys, rows[r].p + first, r == 0 ? this_v : nothing);
-    for (; r < n; ++r) DotBlock<1>(k, rows[r].q, q_pitch, dim, keys, rows[r].p + first, r == 0 ? this_v : nothing);
-    for (r = 0; r < n; ++r) {
-      const int64_t lane = t.lane_begin + static_cast<int64_t>(first_row + r);
-      if (use_bias) {
-        LoadBias(t, MaskRow(t, lane / t.group, lane % t.group), BiasRow(t, lane / t.group, lane % t.group), begin, end,
-                 rows[r].bias + first, 1);
+  DecodeBlock block = {}, next;
+  int32_t kb = lo / kDecodeKeys * kDecodeKeys;
+  for (bool more = true, pending = false; more || pending;) {
+    more = more && NextBlock(t, first_row, n, lo, hi, 1 - block.half, kb, &next);
+    const size_t qk_keys = more ? static_cast<size_t>(next.end - next.begin) : 0;
+    const size_t pv_keys = pending ? static_cast<size_t>(block.end - block.begin) : 0;
+    for (size_t j = 0; j < HWY_MAX(qk_keys, pv_keys); j += kChunkKeys) {
+      if (j < qk_keys) {
+        EachRun(t, next, j, HWY_MIN(kChunkKeys, qk_keys - j), [&](size_t first, size_t run) HWY_ATTR {
+          WithType(t.k_dtype, [&](auto type) HWY_ATTR { DotKeyRange(t, type, rows, n, next, first, run); });
+        });
       }
-      DecodeSoftmax(rows[r], score, kb, begin, end, use_bias, o_pitch, rule);
-    }
-    if (redo) {
-      for (size_t j = 0; j < keys; ++j) {
-        const int32_t key = begin + static_cast<int32_t>(j);
-        const bool permitted =
-            key >= rows[0].lo && key <= rows[0].hi && !(use_bias && rows[0].bias[first + j] == kMinusInf);
-        if (permitted) Pv1(v[j], rows[0].p[first + j] * rule.weight, v_dim, rows[0].block_o);
+      if (j < pv_keys) {
+        EachRun(t, block, j, HWY_MIN(kChunkKeys, pv_keys - j), [&](size_t first, size_t run) HWY_ATTR {
+          WithType(t.v_dtype, [&](auto type) HWY_ATTR { PvKeyRange(t, type, rows, n, block, first, run, rule, redo); });
+        });
       }
-      AddBlock(rows[0], o_pitch);
-      continue;
     }
-    r = 0;
-    if constexpr (kPvRows == 4) {
-      for (; r + 4 <= n; r += 4) PvBlock<4>(v, rows[r].p + first, v_dim, keys, rows[r].block_o, o_pitch, r == 0 ? next_k : nothing);
+    for (size_t r = 0; pending && r < n; ++r) AddBlock(rows[r], o_pitch);
+    for (size_t r = 0; more && r < n; ++r) {
+      float* bias = next.use_bias ? rows[r].bias + next.half * kDecodeKeys : nullptr;
+      const int64_t lane = t.lane_begin + static_cast<int64_t>(first_row + r), i = lane / t.group, h = lane % t.group;
+      if (bias) LoadBias(t, MaskRow(t, i, h), BiasRow(t, i, h), next.begin, next.end, bias + (next.begin - next.kb), 1);
+      DecodeSoftmax(rows[r], score, next.kb, next.begin, next.end, rows[r].p + next.half * kDecodeKeys, bias, o_pitch, rule);
     }
-    for (; r + 2 <= n; r += 2) PvBlock<2>(v, rows[r].p + first, v_dim, keys, rows[r].block_o, o_pitch, r == 0 ? next_k : nothing);
-    for (; r < n; ++r) PvBlock<1>(v, rows[r].p + first, v_dim, keys, rows[r].block_o, o_pitch, r == 0 ? next_k : nothing);
-    for (r = 0; r < n; ++r) AddBlock(rows[r], o_pitch);
+    pending = more;
+    if (more) block = next, kb = next.kb + kDecodeKeys;
   }
 }
 
 // O / l to the row's place.
 HWY_INLINE void WriteDecodeRow(const AttentionTask& t, const DecodeRow& row, size_t r, float weight) {
   const int64_t lane = t.lane_begin + static_cast<int64_t>(r);
-  float* out = t.part_out ? t.part_out + static_cast<int64_t>(r) * t.v_head_dim
-                          : t.out + (lane % t.group) * t.out_stride_head + (lane / t.group) * t.out_stride_row;
+  const int32_t dtype = t.part_out ? int32_t{kF32} : t.out_dtype;
+  void* const place = t.part_out ? t.part_out + static_cast<int64_t>(r) * t.v_head_dim
+                                 : At(t.out, dtype, (lane % t.group) * t.out_stride_head + (lane / t.group) * t.out_stride_row);
+  float* const out = dtype == kF32 ? static_cast<float*>(place) : row.block_o;
   const float inv = row.l == 0.0f ? 0.0f : 1.0f / weight / row.l;
   for (int32_t c = 0; c < t.v_head_dim; ++c) out[c] = row.o[c] * inv + 0.0f;
+  if (dtype != kF32) ConvertRowFromF32(dtype, out, static_cast<size_t>(t.v_head_dim), place);
 }
 
 HWY_NOINLINE void DecodeF32(const AttentionTask& t, const KernelScratch& s) {
@@ -363,12 +391,12 @@ HWY_NOINLINE void DecodeF32(const AttentionTask& t, const KernelScratch& s) {
     row.p = s.p + r * kBlockKeys;
     row.bias = s.bias + r * kBlockKeys;
     row.slope = t.slopes ? t.slopes[h] : 0.0f;
-    row.pos = static_cast<int32_t>(i + t.pos0);
+    row.pos = static_cast<int32_t>(Position(t, i));
     RowRange(t, i, &row.lo, &row.hi);
-    const float* q = t.q + h * t.q_stride_head + i * t.q_stride_row;
-    for (size_t c = 0; c < q_pitch; ++c) row.q[c] = c < dim ? q[c] * score.q_factor : 0.0f;
+    ConvertRowToF32(t.q_dtype, At(t.q, t.q_dtype, h * t.q_stride_head + i * t.q_stride_row), dim, row.q);
+    for (size_t c = 0; c < q_pitch; ++c) row.q[c] = c < dim ? row.q[c] * score.q_factor : 0.0f;
   }
-  DecodeRows(t, s, score, rows, n, 0, kLazyMax, false);
+  DecodeRows(t, score, rows, n, 0, kLazyMax, false);
   for (size_t r = 0; r < n; ++r) {
     WriteRowStats(t, t.lane_begin + static_cast<int64_t>(r), rows[r].m, rows[r].l);
     WriteDecodeRow(t, rows[r], r, kLazyMax.weight);
@@ -377,10 +405,10 @@ HWY_NOINLINE void DecodeF32(const AttentionTask& t, const KernelScratch& s) {
   for (size_t r = 0; r < n; ++r) {
     if (RowIsFinite(rows[r].o, o_pitch)) continue;
     MaxRule rule = kLazyMax;
-    DecodeRows(t, s, score, &rows[r], 1, r, rule, true);
+    DecodeRows(t, score, &rows[r], 1, r, rule, true);
     if (!RowIsFinite(rows[r].o, o_pitch)) {
       rule = kOverflowSafeMax;
-      DecodeRows(t, s, score, &rows[r], 1, r, rule, true);
+      DecodeRows(t, score, &rows[r], 1, r, rule, true);
     }
     WriteDecodeRow(t, rows[r], r, rule.weight);
   }

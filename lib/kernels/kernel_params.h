@@ -27,6 +27,13 @@ struct BF16 {
 struct F16 {
   uint16_t bits;
 };
+static inline int64_t StorageBytes(int32_t dtype) { return dtype == kF32 ? 4 : 2; }
+
+// Element i of an array of that type.
+static inline const void* At(const void* base, int32_t dtype, int64_t i) {
+  return static_cast<const char*>(base) + i * StorageBytes(dtype);
+}
+static inline void* At(void* base, int32_t dtype, int64_t i) { return static_cast<char*>(base) + i * StorageBytes(dtype); }
 
 // Scores out, as fovea_scores_stage.
 enum ScoresStage : int32_t { kScoresNone, kScoresRaw, kScoresSoftCapped, kScoresBiased, kScoresProbabilities };
@@ -35,7 +42,7 @@ enum ScoresStage : int32_t { kScoresNone, kScoresRaw, kScoresSoftCapped, kScores
 struct KernelScratch {
   float* qt;          // [tile][head_dim][lanes]     prefill: Q^T, scaled.    decode: [row][head_dim padded]
   float* ot;          // [tile][v_head_dim][lanes]   prefill: O^T.            decode: [row][v_head_dim]
-  float* p;           // [tile][kBlockKeys][lanes]   prefill: S^T, then P^T.  decode: [row][kBlockKeys]
+  float* p;           // [tile][kBlockKeys][lanes]   prefill: S^T, then P^T.  decode: [row][2][kBlockKeys / 2]
   float* m;           // [tile][lanes]               running maximum, log2 units
   float* l;           // [tile][2][lanes]            running sum: of earlier blocks, and of this one
   float* bias;        // [kBlockKeys][lanes]         one tile's mask and bias, transposed; -inf = forbidden
@@ -43,24 +50,25 @@ struct KernelScratch {
   float* lane_f;      // [tile][3][lanes]            alibi slope (log2 units), new maximum, poison flag
   int32_t* lane_i;    // [tile][3][lanes]            first and last permitted key of the lane, and its position
   const float** rows; // [2][kBlockKeys]             K and V rows of the block
-  float* copy;        // [2][kBlockKeys][row]        contiguous copies of K and V rows that alias in L1, or null
+  float* copy;        // [2][kBlockKeys][row]        contiguous f32 copies of K and V rows that are converted or alias in L1, or null
 };
 
 // One task: the lanes [lane_begin, lane_begin + lane_count) of one sequence and kv head over its keys [kv_begin, kv_end). Lane n is query
 // row n / group and head n % group of the kv head's group. Pointers are those of the sequence and the group's first head; strides
 // are in elements.
 struct AttentionTask {
-  const float* q;
-  const float* k;
-  const float* v;
-  float* out;
+  const void* q;
+  const void* k;
+  const void* v;
+  void* out;
   float* lse;           // null: not wanted
   float* stats;         // [head][row][2] (m, l) for probabilities; null: not wanted
   float* scores;        // scores kernel only
   const uint8_t* mask;  // null: none
-  const float* bias;    // null: none
+  const void* bias;     // null: none
   const float* slopes;  // [group] ALiBi, or null
   const float* sinks;   // [group], or null
+  int32_t q_dtype, k_dtype, v_dtype, out_dtype, bias_dtype;  // StorageType
   int64_t q_stride_head, q_stride_row;
   int64_t k_stride_row, v_stride_row;
   const int32_t* block_table;            // of the sequence, null: not paged. Key j is row j % page_size of page block_table[j / page_size]
@@ -92,6 +100,23 @@ struct AttentionTask {
   float* part_ml;
 };
 
+// Rows of a sequence's heads, to be rotated (rotary_dim > 0) and converted. Pointers are those of the first row and
+// head, and of the sequence's table at position 0; strides are in elements.
+struct RopeTask {
+  const void* x;
+  void* out;
+  const void* cos;
+  const void* sin;
+  const int32_t* positions;  // [rows], or null: position + row
+  int64_t position;
+  int64_t rows, heads, head_dim, rotary_dim;
+  int64_t x_stride_head, x_stride_row;
+  int64_t out_stride_head, out_stride_row;
+  int64_t cos_stride_row, sin_stride_row;
+  int32_t x_dtype, out_dtype, cos_dtype, sin_dtype;  // StorageType
+  bool interleaved;
+};
+
 static inline int64_t Position(const AttentionTask& t, int64_t i) { return t.q_positions ? t.q_positions[i] : i + t.pos0; }
 
 // The task's keys that mask and bias have columns for: [*lo, *hi], empty if *lo > *hi.
@@ -119,11 +144,14 @@ static inline void RowRange(const AttentionTask& t, int64_t i, int32_t* lo, int3
   *hi = static_cast<int32_t>(last);
 }
 
-// Whether f32 rows this far apart fall on few L1 sets: a stride in bytes within a cache line of a multiple of 4 KB.
-static inline bool Aliases(int64_t stride_row) {
-  const int64_t r = (stride_row * static_cast<int64_t>(sizeof(float))) & 4095;
-  return stride_row != 0 && (r <= 64 || r >= 4032);
+// Whether rows this far apart fall on few L1 sets: a stride in bytes within a cache line of a multiple of 4 KB.
+static inline bool Aliases(int64_t stride_bytes) {
+  const int64_t r = stride_bytes & 4095;
+  return stride_bytes != 0 && (r <= 64 || r >= 4032);
 }
+
+// Whether the tiles read K or V rows from a contiguous f32 copy of the block rather than where they lie. The same bits.
+static inline bool CopiesRows(int32_t dtype, int64_t stride_row) { return dtype != kF32 || Aliases(stride_row * StorageBytes(dtype)); }
 
 // LSE, natural, of a running maximum m in log2 units and a sum l. A row that saw no key but its sink gives the sink back exactly; where
 // every score is -FLT_MAX (log2 units end there), so is LSE.

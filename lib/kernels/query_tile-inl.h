@@ -110,21 +110,25 @@ HWY_INLINE void Transpose4x4(V& r0, V& r1, V& r2, V& r3) {
 }
 #endif
 
-// Q^T[k][lane] = Q[lane][k] * factor, zeros in lanes past the last query.
-HWY_INLINE void TransposeQ(const AttentionTask& t, const Tile& tile, float factor) {
+// Columns of Q or O rows that are transposed at once, so that rows of other types than f32 can be converted in a buffer on the stack.
+constexpr size_t kTransposeColumns = 128;
+
+// Q^T[k][lane] = Q[lane][k] * factor for the columns k of [first, first + dim), zeros in lanes past the last query.
+HWY_INLINE void TransposeQColumns(const AttentionTask& t, const Tile& tile, float factor, size_t first, size_t dim) {
   const size_t L = TileLanes(tile);
-  const size_t dim = static_cast<size_t>(t.head_dim);
-  const auto row = [&](int32_t lane) HWY_ATTR {
+  HWY_ALIGN float buffer[4 * kTransposeColumns];
+  const auto row = [&](int32_t lane, size_t slot) HWY_ATTR {
     const int64_t n = tile.first_lane + lane;
-    return t.q + (n % t.group) * t.q_stride_head + (n / t.group) * t.q_stride_row;
+    const void* q = At(t.q, t.q_dtype, (n % t.group) * t.q_stride_head + (n / t.group) * t.q_stride_row);
+    return RowAsF32(t.q_dtype, q, first, dim, buffer + slot * kTransposeColumns);
   };
   for (int32_t lane = 0; lane < static_cast<int32_t>(L); ++lane) {
-    float* dst = tile.qt + lane;
+    float* dst = tile.qt + first * L + static_cast<size_t>(lane);
     size_t k = 0;
 #if HWY_TARGET != HWY_SCALAR
     if (lane + 4 <= tile.lanes) {
       const D4 d;
-      const float *q0 = row(lane), *q1 = row(lane + 1), *q2 = row(lane + 2), *q3 = row(lane + 3);
+      const float *q0 = row(lane, 0), *q1 = row(lane + 1, 1), *q2 = row(lane + 2, 2), *q3 = row(lane + 3, 3);
       const auto f = hn::Set(d, factor);
       for (; k + 4 <= dim; k += 4) {
         auto r0 = hn::Mul(hn::LoadU(d, q0 + k), f), r1 = hn::Mul(hn::LoadU(d, q1 + k), f);
@@ -145,30 +149,35 @@ HWY_INLINE void TransposeQ(const AttentionTask& t, const Tile& tile, float facto
       continue;
     }
 #endif
-    const float* src = lane < tile.lanes ? row(lane) : nullptr;
+    const float* src = lane < tile.lanes ? row(lane, 0) : nullptr;
     for (; k < dim; ++k) dst[k * L] = src ? src[k] * factor : 0.0f;
   }
+}
+HWY_INLINE void TransposeQ(const AttentionTask& t, const Tile& tile, float factor) {
+  const size_t dim = static_cast<size_t>(t.head_dim);
+  for (size_t k = 0; k < dim; k += kTransposeColumns) TransposeQColumns(t, tile, factor, k, HWY_MIN(dim - k, kTransposeColumns));
 }
 
 // K or V, as AttentionTask has them.
 struct Side {
-  const float* base;
+  const void* base;
+  int32_t dtype;
   int64_t stride_row, stride_page;
 };
-HWY_INLINE Side KSide(const AttentionTask& t) { return {t.k, t.k_stride_row, t.k_stride_page}; }
-HWY_INLINE Side VSide(const AttentionTask& t) { return {t.v, t.v_stride_row, t.v_stride_page}; }
+HWY_INLINE Side KSide(const AttentionTask& t) { return {t.k, t.k_dtype, t.k_stride_row, t.k_stride_page}; }
+HWY_INLINE Side VSide(const AttentionTask& t) { return {t.v, t.v_dtype, t.v_stride_row, t.v_stride_page}; }
 
-HWY_INLINE const float* SideRow(const AttentionTask& t, const Side& side, int32_t key) {
-  if (!t.block_table) return side.base + key * side.stride_row;
+HWY_INLINE const void* SideRow(const AttentionTask& t, const Side& side, int32_t key) {
+  if (!t.block_table) return At(side.base, side.dtype, key * side.stride_row);
   // An entry that no permitted key needs may be anything, but its rows are read where they share a block with permitted keys: any
   // row serves, since what it gives is replaced.
   const int32_t entry = t.block_table[key / t.page_size];
   const int32_t page = entry >= 0 && entry < t.num_pages ? entry : 0;
-  return side.base + page * side.stride_page + key % t.page_size * side.stride_row;
+  return At(side.base, side.dtype, page * side.stride_page + key % t.page_size * side.stride_row);
 }
 
-HWY_INLINE const float* KRow(const AttentionTask& t, int32_t key) { return SideRow(t, KSide(t), key); }
-HWY_INLINE const float* VRow(const AttentionTask& t, int32_t key) { return SideRow(t, VSide(t), key); }
+HWY_INLINE const void* KRow(const AttentionTask& t, int32_t key) { return SideRow(t, KSide(t), key); }
+HWY_INLINE const void* VRow(const AttentionTask& t, int32_t key) { return SideRow(t, VSide(t), key); }
 
 // How many of the n keys from `key` on lie one row stride apart: those of its page.
 HWY_INLINE int32_t KeysInStride(const AttentionTask& t, int32_t key, int32_t n) {
@@ -177,12 +186,14 @@ HWY_INLINE int32_t KeysInStride(const AttentionTask& t, int32_t key, int32_t n) 
 
 HWY_INLINE void LoadSide(const AttentionTask& t, const Side& side, int32_t kb, int32_t lo, int32_t hi, const float** rows, float* copy,
                          size_t dim) {
-  for (int32_t j = lo; j <= hi;) {
-    const int32_t end = j + KeysInStride(t, j, hi + 1 - j);
-    for (const float* row = SideRow(t, side, j); j < end; ++j, row += side.stride_row) {
-      float* const to = copy ? copy + static_cast<size_t>(j - kb) * dim : nullptr;
-      if (to) memcpy(to, row, dim * sizeof(float));
-      rows[j - kb] = to ? to : row;
+  for (int32_t j = lo, end; j <= hi; j = end) {
+    end = j + KeysInStride(t, j, hi + 1 - j);
+    const void* const first = SideRow(t, side, j);
+    for (int32_t key = j; key < end; ++key) {
+      const void* const row = At(first, side.dtype, (key - j) * side.stride_row);
+      float* const to = copy ? copy + static_cast<size_t>(key - kb) * dim : nullptr;
+      if (to) ConvertRowToF32(side.dtype, row, dim, to);
+      rows[key - kb] = to ? to : static_cast<const float*>(row);
     }
   }
   // Whole groups: a key outside [lo, hi] repeats the nearest inside, whose score is then replaced.
@@ -191,25 +202,26 @@ HWY_INLINE void LoadSide(const AttentionTask& t, const Side& side, int32_t kb, i
   for (int32_t j = hi + 1; j < end; ++j) rows[j - kb] = rows[hi - kb];
 }
 
-// Row pointers of block kb, of which the keys [lo, hi] are read. Rows that alias in L1 are copied first; the same bits.
+// Row pointers of block kb, of which the keys [lo, hi] are read. Rows of other types than f32 are converted to copies, and rows that alias in L1
+// copied; the same bits.
 HWY_INLINE void LoadRows(const AttentionTask& t, const KernelScratch& s, int32_t kb, int32_t lo, int32_t hi) {
   const size_t k_dim = static_cast<size_t>(t.head_dim), v_dim = static_cast<size_t>(t.v_head_dim);
-  LoadSide(t, KSide(t), kb, lo, hi, s.rows, s.copy && Aliases(t.k_stride_row) ? s.copy : nullptr, k_dim);
+  LoadSide(t, KSide(t), kb, lo, hi, s.rows, s.copy && CopiesRows(t.k_dtype, t.k_stride_row) ? s.copy : nullptr, k_dim);
   if (!t.v) return;  // the scores kernel needs K only
   LoadSide(t, VSide(t), kb, lo, hi, s.rows + kBlockKeys,
-           s.copy && Aliases(t.v_stride_row) ? s.copy + kBlockKeys * k_dim : nullptr, v_dim);
+           s.copy && CopiesRows(t.v_dtype, t.v_stride_row) ? s.copy + kBlockKeys * k_dim : nullptr, v_dim);
 }
 
 // Mask and bias of the tile's lanes for keys [begin, end): bias[key - begin][lane].
 HWY_INLINE void TransposeBias(const AttentionTask& t, const Tile& tile, size_t L, int32_t begin, int32_t end, float* bias) {
   const uint8_t* last_mask = nullptr;
-  const float* last_bias = nullptr;
+  const void* last_bias = nullptr;
   const size_t keys = static_cast<size_t>(end - begin);
   for (size_t lane = 0; lane < L; ++lane) {
     const bool query = static_cast<int32_t>(lane) < tile.lanes;
     const int64_t n = tile.first_lane + static_cast<int64_t>(lane);
     const uint8_t* mask_row = query ? MaskRow(t, n / t.group, n % t.group) : last_mask;
-    const float* bias_row = query ? BiasRow(t, n / t.group, n % t.group) : last_bias;
+    const void* bias_row = query ? BiasRow(t, n / t.group, n % t.group) : last_bias;
     if (lane > 0 && mask_row == last_mask && bias_row == last_bias) {
       for (size_t j = 0; j < keys; ++j) bias[j * L + lane] = bias[j * L + lane - 1];
     } else {
@@ -273,41 +285,30 @@ HWY_INLINE V MaskedScore(const Tile& tile, const ScoreRule& score, int32_t key, 
 
 enum WhichLanes { kAllLanes, kPoisonedLanes };
 
-// O / l / weight to the lanes' rows, and with kAllLanes LSE and (m, l) as well. Returns whether O is not finite in a written lane, and notes those
-// lanes as poisoned; kPoisonedLanes writes only the lanes noted by the call before.
-HWY_INLINE bool WriteTile(const AttentionTask& t, const Tile& tile, WhichLanes which, float weight) {
-  const DF d;
-  const size_t L = TileLanes(tile), dim = static_cast<size_t>(t.v_head_dim), N = hn::Lanes(d);
-  float* const inv = tile.mx;  // 1 / l; lanes that saw no key give 0
-  float* const write = tile.p;
-  bool poisoned = false;
-  for (size_t c = 0; c < L; c += N) {
-    const auto zero = hn::Zero(d), one = hn::Set(d, 1.0f);
-    auto check = zero;  // 0 * x is NaN exactly where x is NaN or Inf
-    for (size_t r = 0; r < dim; ++r) check = hn::MulAdd(hn::Load(d, tile.ot + r * L + c), zero, check);
-    const auto l = hn::Load(d, tile.l + c);
-    hn::Store(hn::IfThenElse(hn::Eq(l, zero), zero, hn::Div(hn::Set(d, 1.0f / weight), l)), d, inv + c);
-    const auto was = which == kAllLanes ? one : hn::Load(d, tile.poison + c);
-    hn::Store(was, d, write + c);
-    hn::Store(hn::IfThenElse(hn::Eq(check, check), zero, was), d, tile.poison + c);
-  }
-  const auto out_row = [&](int32_t lane) HWY_ATTR {
+// O * inv to the columns [first, first + dim) of the rows of those lanes where write is not 0. + 0.0f: no output is -0.
+HWY_INLINE void WriteColumns(const AttentionTask& t, const Tile& tile, const float* inv, const float* write, size_t first, size_t dim) {
+  const size_t L = TileLanes(tile);
+  HWY_ALIGN float buffer[4 * kTransposeColumns];
+  const int32_t dtype = t.part_out ? int32_t{kF32} : t.out_dtype;
+  const auto place = [&](int32_t lane) HWY_ATTR {
     const int64_t n = tile.first_lane + lane;
-    return t.part_out ? t.part_out + (n - t.lane_begin) * t.v_head_dim
-                      : t.out + (n % t.group) * t.out_stride_head + (n / t.group) * t.out_stride_row;
+    const int64_t row = t.part_out ? (n - t.lane_begin) * t.v_head_dim : (n % t.group) * t.out_stride_head + (n / t.group) * t.out_stride_row;
+    return At(t.part_out ? t.part_out : t.out, dtype, row + static_cast<int64_t>(first));
+  };
+  // f32 is written where it belongs; other types go through the buffer.
+  const auto out_row = [&](int32_t lane, size_t slot) HWY_ATTR {
+    return dtype == kF32 ? static_cast<float*>(place(lane)) : buffer + slot * kTransposeColumns;
+  };
+  const auto put = [&](int32_t lane, const float* row) HWY_ATTR {
+    if (dtype != kF32) ConvertRowFromF32(dtype, row, dim, place(lane));
   };
   for (int32_t lane = 0; lane < tile.lanes; ++lane) {
-    poisoned |= tile.poison[lane] != 0.0f;
-    if (which == kAllLanes) WriteRowStats(t, tile.first_lane + lane, tile.m[lane], tile.l[lane]);
-  }
-  // + 0.0f: no output is -0.
-  for (int32_t lane = 0; lane < tile.lanes; ++lane) {
-    const float* src = tile.ot + lane;
+    const float* src = tile.ot + first * L + static_cast<size_t>(lane);
     size_t r = 0;
 #if HWY_TARGET != HWY_SCALAR
-    if (which == kAllLanes && lane + 4 <= tile.lanes) {
-      const D4 d4;
-      float *o0 = out_row(lane), *o1 = out_row(lane + 1), *o2 = out_row(lane + 2), *o3 = out_row(lane + 3);
+    const D4 d4;
+    if (lane + 4 <= tile.lanes && hn::AllTrue(d4, hn::Gt(hn::LoadU(d4, write + lane), hn::Zero(d4)))) {
+      float *o0 = out_row(lane, 0), *o1 = out_row(lane + 1, 1), *o2 = out_row(lane + 2, 2), *o3 = out_row(lane + 3, 3);
       const auto f = hn::LoadU(d4, inv + lane), zero = hn::Zero(d4);
       for (; r + 4 <= dim; r += 4) {
         auto r0 = hn::Add(hn::Mul(hn::LoadU(d4, src + r * L), f), zero);
@@ -326,14 +327,41 @@ HWY_INLINE bool WriteTile(const AttentionTask& t, const Tile& tile, WhichLanes w
         o2[r] = src[r * L + 2] * inv[lane + 2] + 0.0f;
         o3[r] = src[r * L + 3] * inv[lane + 3] + 0.0f;
       }
+      put(lane, o0), put(lane + 1, o1), put(lane + 2, o2), put(lane + 3, o3);
       lane += 3;
       continue;
     }
 #endif
     if (write[lane] == 0.0f) continue;
-    float* out = out_row(lane);
+    float* out = out_row(lane, 0);
     for (; r < dim; ++r) out[r] = src[r * L] * inv[lane] + 0.0f;
+    put(lane, out);
   }
+}
+
+// O / l / weight to the lanes' rows, and with kAllLanes LSE and (m, l) as well. Returns whether O is not finite in a written lane, and notes those
+// lanes as poisoned; kPoisonedLanes writes only the lanes noted by the call before.
+HWY_INLINE bool WriteTile(const AttentionTask& t, const Tile& tile, WhichLanes which, float weight) {
+  const DF d;
+  const size_t L = TileLanes(tile), dim = static_cast<size_t>(t.v_head_dim), N = hn::Lanes(d);
+  float* const inv = tile.mx;  // 1 / l; lanes that saw no key give 0
+  float* const write = tile.p;
+  bool poisoned = false;
+  for (size_t c = 0; c < L; c += N) {
+    const auto zero = hn::Zero(d), one = hn::Set(d, 1.0f);
+    auto check = zero;  // 0 * x is NaN exactly where x is NaN or Inf
+    for (size_t r = 0; r < dim; ++r) check = hn::MulAdd(hn::Load(d, tile.ot + r * L + c), zero, check);
+    const auto l = hn::Load(d, tile.l + c);
+    hn::Store(hn::IfThenElse(hn::Eq(l, zero), zero, hn::Div(hn::Set(d, 1.0f / weight), l)), d, inv + c);
+    const auto was = which == kAllLanes ? one : hn::Load(d, tile.poison + c);
+    hn::Store(was, d, write + c);
+    hn::Store(hn::IfThenElse(hn::Eq(check, check), zero, was), d, tile.poison + c);
+  }
+  for (int32_t lane = 0; lane < tile.lanes; ++lane) {
+    poisoned |= tile.poison[lane] != 0.0f;
+    if (which == kAllLanes) WriteRowStats(t, tile.first_lane + lane, tile.m[lane], tile.l[lane]);
+  }
+  for (size_t r = 0; r < dim; r += kTransposeColumns) WriteColumns(t, tile, inv, write, r, HWY_MIN(dim - r, kTransposeColumns));
   return poisoned;
 }
 

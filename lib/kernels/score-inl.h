@@ -12,6 +12,7 @@
 #include <string.h>
 
 #include "hwy/highway.h"
+#include "lib/kernels/convert-inl.h"
 #include "lib/kernels/exp-inl.h"
 #include "lib/kernels/kernel_params.h"
 
@@ -61,8 +62,13 @@ HWY_INLINE V AdjustScore(D d, const ScoreRule& rule, V s, V slope, V dist, V bia
 HWY_INLINE const uint8_t* MaskRow(const AttentionTask& t, int64_t i, int64_t head) {
   return t.mask ? t.mask + head * t.mask_stride_head + i * t.mask_stride_row : nullptr;
 }
-HWY_INLINE const float* BiasRow(const AttentionTask& t, int64_t i, int64_t head) {
-  return t.bias ? t.bias + head * t.bias_stride_head + i * t.bias_stride_row : nullptr;
+HWY_INLINE const void* BiasRow(const AttentionTask& t, int64_t i, int64_t head) {
+  return t.bias ? At(t.bias, t.bias_dtype, head * t.bias_stride_head + i * t.bias_stride_row) : nullptr;
+}
+
+HWY_INLINE bool IsMinusInf(int32_t dtype, const void* row, int64_t i) {
+  if (dtype == kF32) return static_cast<const float*>(row)[i] == kMinusInf;
+  return static_cast<const uint16_t*>(row)[i] == (dtype == kBF16 ? 0xFF80 : 0xFC00);
 }
 
 // What a row of mask and bias permits of the keys [begin, end).
@@ -70,7 +76,7 @@ struct Permits {
   bool any, all;
 };
 
-HWY_INLINE Permits ScanMask(const AttentionTask& t, const uint8_t* mask_row, const float* bias_row, int64_t begin, int64_t end) {
+HWY_INLINE Permits ScanMask(const AttentionTask& t, const uint8_t* mask_row, const void* bias_row, int64_t begin, int64_t end) {
   Permits r = {false, true};
   // Keys before the mask's first column are permitted.
   const int64_t first = t.mask_first > begin ? t.mask_first : begin;
@@ -95,7 +101,7 @@ HWY_INLINE Permits ScanMask(const AttentionTask& t, const uint8_t* mask_row, con
   for (int64_t j = first; j < end; ++j) {
     const int64_t c = j - t.mask_first;
     const bool yes = (!mask_row || mask_row[c * t.mask_stride_col] != 0) &&
-                     (!bias_row || !(bias_row[c * t.bias_stride_col] == kMinusInf));
+                     (!bias_row || !IsMinusInf(t.bias_dtype, bias_row, c * t.bias_stride_col));
     r.any |= yes;
     r.all &= yes;
   }
@@ -108,10 +114,10 @@ HWY_INLINE Permits ScanLanes(const AttentionTask& t, int64_t first_lane, int64_t
   if (!t.mask && !t.bias) return {true, true};
   Permits sum = {false, true};
   const uint8_t* last_mask = nullptr;
-  const float* last_bias = nullptr;
+  const void* last_bias = nullptr;
   for (int64_t lane = first_lane; lane < first_lane + n; ++lane) {
     const uint8_t* mask_row = MaskRow(t, lane / t.group, lane % t.group);
-    const float* bias_row = BiasRow(t, lane / t.group, lane % t.group);
+    const void* bias_row = BiasRow(t, lane / t.group, lane % t.group);
     if (lane > first_lane && mask_row == last_mask && bias_row == last_bias) continue;
     last_mask = mask_row;
     last_bias = bias_row;
@@ -122,17 +128,34 @@ HWY_INLINE Permits ScanLanes(const AttentionTask& t, int64_t first_lane, int64_t
   return sum;
 }
 
-// Mask and bias of one row for the keys [begin, end) as one float per key, dst[(j - begin) * stride]: the bias (0 without one), -inf where
-// forbidden.
-HWY_INLINE void LoadBias(const AttentionTask& t, const uint8_t* mask_row, const float* bias_row, int64_t begin, int64_t end,
+// Mask and bias of one row for the keys [begin, end) of a block as one float per key, dst[(j - begin) * stride]: the bias (0 without one), -inf
+// where forbidden.
+HWY_INLINE void LoadBias(const AttentionTask& t, const uint8_t* mask_row, const void* bias_row, int64_t begin, int64_t end,
                          float* HWY_RESTRICT dst, size_t stride) {
+  // Columns [first, last) of the row are these keys'.
+  const int64_t first = HWY_MAX(begin - t.mask_first, int64_t{0}), last = HWY_MIN(end - t.mask_first, t.mask_cols);
+  HWY_ALIGN float converted[kBlockKeys];
+  const float* bias = static_cast<const float*>(bias_row);
+  int64_t bias_stride = t.bias_stride_col;
+  if (bias_row && t.bias_dtype != kF32 && first < last) {
+    const size_t n = static_cast<size_t>(last - first);
+    const uint16_t* src = static_cast<const uint16_t*>(bias_row) + first * bias_stride;
+    uint16_t gathered[kBlockKeys];
+    if (bias_stride != 1) {
+      for (size_t c = 0; c < n; ++c) gathered[c] = src[static_cast<int64_t>(c) * bias_stride];
+      src = gathered;
+    }
+    ConvertRowToF32(t.bias_dtype, src, n, converted);
+    bias = converted - first;
+    bias_stride = 1;
+  }
   for (int64_t j = begin; j < end; ++j, dst += stride) {
     const int64_t c = j - t.mask_first;
     float b = 0.0f;
     if (c >= t.mask_cols) {
       b = kMinusInf;
     } else if (c >= 0) {
-      if (bias_row) b = bias_row[c * t.bias_stride_col];
+      if (bias_row) b = bias[c * bias_stride];
       if (mask_row && mask_row[c * t.mask_stride_col] == 0) b = kMinusInf;
     }
     *dst = b;

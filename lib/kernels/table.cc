@@ -15,12 +15,15 @@ void PrefillF32(const AttentionTask& t, const KernelScratch& s);
 void DecodeF32(const AttentionTask& t, const KernelScratch& s);
 void ScoresF32(const AttentionTask& t, const KernelScratch& s);
 int64_t LivePairs(const AttentionTask& t, const KernelScratch& s, bool padded);
-void WeightedSumF32(const float* const* rows, const float* weights, int64_t n, int64_t dim, float* out);
+void AddWeighted(int32_t dtype, const void* row, float weight, int64_t n, float* sum);
+void StoreSum(const float* sum, int64_t n, int32_t dtype, void* out);
+void Rope(const RopeTask& t);
 
 static HWY_NOINLINE int32_t VectorLanes() { return static_cast<int32_t>(hwy::HWY_NAMESPACE::Lanes(DF())); }
 
 extern const KernelTable kTable;
-const KernelTable kTable = {&VectorLanes, kTileKeys, &PrefillF32, &DecodeF32, &ScoresF32, &LivePairs, &WeightedSumF32};
+const KernelTable kTable = {&VectorLanes, kTileKeys, &PrefillF32, &DecodeF32, &ScoresF32, &LivePairs, &AddWeighted, &StoreSum,
+                            &Rope};
 
 }  // namespace HWY_NAMESPACE
 }  // namespace fovea

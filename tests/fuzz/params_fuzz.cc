@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "fovea/fovea.h"
+#include "lib/dtype.h"
 #include "lib/reference.h"
 
 // NULL, or what was wrong.
@@ -55,17 +56,22 @@ class Bytes {
 };
 
 struct Arenas {
-  Arenas() : q(kArena), k(kArena), v(kArena), out(kArena), lse(kArena), scores(kArena), bias(kArena), mask(kArena) {
+  Arenas() : out(kArena), lse(kArena), scores(kArena), mask(kArena) {
     uint32_t state = 1;
-    for (std::vector<float>* arena : {&q, &k, &v, &bias}) {
-      for (float& x : *arena) {
-        state = state * 1664525u + 1013904223u;
-        x = static_cast<float>(state >> 8) * 0x1p-22f - 2.0f;
+    for (auto* arenas : {&q, &k, &v, &bias}) {
+      for (fovea_dtype dtype : {FOVEA_F32, FOVEA_BF16, FOVEA_F16}) {
+        std::vector<float>& arena = (*arenas)[dtype];
+        arena.resize(kArena);  // room for twice as many elements of 16 bits
+        for (int64_t i = 0; i < kArena * 4 / fovea::DtypeBytes(dtype); ++i) {
+          state = state * 1664525u + 1013904223u;
+          fovea::StoreElement(dtype, static_cast<float>(state >> 8) * 0x1p-22f - 2.0f, arena.data(), i);
+        }
       }
     }
     for (uint8_t& x : mask) x = (state = state * 1664525u + 1013904223u) >> 30 ? 1 : 0;
   }
-  std::vector<float> q, k, v, out, lse, scores, bias;
+  std::vector<float> q[FOVEA_F16 + 1], k[FOVEA_F16 + 1], v[FOVEA_F16 + 1], bias[FOVEA_F16 + 1];  // by dtype
+  std::vector<float> out, lse, scores;
   std::vector<uint8_t> mask;
 };
 
@@ -172,10 +178,15 @@ const char* FuzzParams(const uint8_t* data, size_t size) {
     if (in.Chance(10)) t.stride_batch += in.Int(0, 9);
     return t;
   };
-  p.q = tensor(Middle(arenas->q), FOVEA_F32, p.num_q_heads, q_rows, p.head_dim);
-  p.k = tensor(Middle(arenas->k), FOVEA_F32, p.num_kv_heads, kv_rows, p.head_dim);
-  p.v = tensor(Middle(arenas->v), FOVEA_F32, p.num_kv_heads, kv_rows, dv);
-  p.out = tensor(Middle(arenas->out), FOVEA_F32, p.num_q_heads, q_rows, dv);
+  const auto draw_dtype = [&] { return in.Chance(170) ? FOVEA_F32 : in.Chance(128) ? FOVEA_BF16 : FOVEA_F16; };
+  const auto input = [&](std::vector<float>* of, int64_t heads, int64_t rows, int64_t cols) {
+    const fovea_dtype dtype = draw_dtype();
+    return tensor(Middle(of[dtype]), dtype, heads, rows, cols);
+  };
+  p.q = input(arenas->q, p.num_q_heads, q_rows, p.head_dim);
+  p.k = input(arenas->k, p.num_kv_heads, kv_rows, p.head_dim);
+  p.v = input(arenas->v, p.num_kv_heads, kv_rows, dv);
+  p.out = tensor(Middle(arenas->out), draw_dtype(), p.num_q_heads, q_rows, dv);
   if (in.Chance(128)) p.lse = fovea_tensor_bhs(Middle(arenas->lse), FOVEA_F32, p.num_q_heads, q_rows);
   if (in.Chance(60)) {
     p.scores_stage = static_cast<int32_t>(in.Int(FOVEA_SCORES_RAW, FOVEA_SCORES_PROBABILITIES));
@@ -194,7 +205,7 @@ const char* FuzzParams(const uint8_t* data, size_t size) {
     p.mask.stride_col = in.Int(-1, 2);
   }
   if (in.Chance(80)) {
-    p.bias = tensor(Middle(arenas->bias), FOVEA_F32, p.num_q_heads, mask_rows, mask_columns);
+    p.bias = input(arenas->bias, p.num_q_heads, mask_rows, mask_columns);
     p.bias.stride_col = in.Int(-1, 2);
   }
   p.mask_align = static_cast<int32_t>(in.Int(0, 1));
@@ -236,6 +247,10 @@ const char* FuzzParams(const uint8_t* data, size_t size) {
     p.scores.data = before.scores.data;
     p.mask.data = before.mask.data;
     p.bias.data = before.bias.data;
+    // The arena of another float type holds other numbers there.
+    for (auto field : {&fovea_attention_params::q, &fovea_attention_params::k, &fovea_attention_params::v, &fovea_attention_params::bias}) {
+      if ((p.*field).dtype >= FOVEA_F32 && (p.*field).dtype <= FOVEA_F16) (p.*field).dtype = (before.*field).dtype;
+    }
     keep(&fovea_attention_params::q_offsets);
     keep(&fovea_attention_params::mask_offsets);
     keep(&fovea_attention_params::alibi_slopes);

@@ -9,6 +9,7 @@
 #include <limits>
 #include <stdexcept>
 
+#include "lib/dtype.h"
 #include "lib/reference.h"
 #include "lib/validate.h"
 #include "tests/harness/environment.h"
@@ -232,6 +233,19 @@ AttentionCase::AttentionCase(const CaseSpec& spec_in) : spec(spec_in) {
   }
   AddMaskAndBias(&layout, guard);
   if (has(kPoison) && !has(kBroadcast)) Poison();
+
+  // Storage types.
+  const auto store_as = [](fovea_dtype dtype, std::unique_ptr<TestTensor>* t, fovea_tensor* view) {
+    if (dtype == FOVEA_F32 || !*t) return;
+    *t = (*t)->As(dtype);
+    view->data = (*t)->view().data;
+    view->dtype = dtype;
+  };
+  store_as(s.q_dtype, &q, &p.q);
+  store_as(s.k_dtype, &k, &p.k);
+  store_as(s.v_dtype, &v, &p.v);
+  store_as(s.out_dtype, &out, &p.out);
+  store_as(s.bias_dtype, &bias, &p.bias);
 }
 
 void AttentionCase::AddPages(Rng* layout, Guard guard, Shape* kv_shape) {
@@ -467,7 +481,7 @@ void AttentionCase::ClearOutputs() {
     for (int64_t b = 0; b < shape.batch; ++b) {
       for (int64_t h = 0; h < shape.heads; ++h) {
         for (int64_t i = 0; i < shape.rows; ++i) {
-          for (int64_t c = 0; c < shape.cols; ++c) t->F32(b, h, i, c) = unwritten;
+          for (int64_t c = 0; c < shape.cols; ++c) t->Set(b, h, i, c, unwritten);
         }
       }
     }
@@ -508,6 +522,9 @@ std::string AttentionCase::Describe() const {
   add(p.alibi_slopes, "alibi");
   add(p.sinks, "sinks");
   add(p.lse.data == nullptr, "no lse");
+  std::string dtypes;
+  for (const fovea_tensor* t : {&p.q, &p.k, &p.v, &p.out, &p.bias}) dtypes += std::string(" ") + fovea_dtype_str(t->dtype);
+  add(dtypes.find("16") != std::string::npos, "q k v out bias" + dtypes);
   add(p.scores_stage, fovea_scores_stage_str(p.scores_stage));
   add(spec.options & kStrides, "strides");
   add(spec.options & kBroadcast, "broadcast");
@@ -620,9 +637,9 @@ std::string RunAndCheck(AttentionCase* c, const fovea_exec* exec) {
 std::vector<float> Outputs(const fovea_attention_params& p, int64_t only) {
   std::vector<float> all;
   const auto append = [&](const fovea_tensor& t, int64_t b, int64_t h, int64_t i, int64_t columns, int64_t step) {
-    const float* row = static_cast<const float*>(t.data) + h * t.stride_head + i * t.stride_row +
-                       (p.cu_seqlens_q ? p.cu_seqlens_q[b] * t.stride_row : b * t.stride_batch);
-    for (int64_t c = 0; c < columns; ++c) all.push_back(row[c * step]);
+    const int64_t row = h * t.stride_head + i * t.stride_row +
+                        (p.cu_seqlens_q ? p.cu_seqlens_q[b] * t.stride_row : b * t.stride_batch);
+    for (int64_t c = 0; c < columns; ++c) all.push_back(fovea::LoadElement(t.dtype, t.data, row + c * step));
   };
   for (int64_t b = 0; b < p.batch; ++b) {
     if (only >= 0 && b != only) continue;
@@ -651,23 +668,25 @@ std::string BitDifference(const std::vector<float>& a, const std::vector<float>&
 
 fovea_attention_params AloneParams(const fovea_attention_params& p, int64_t b) {
   fovea_attention_params alone = p;
-  const auto shift = [b](fovea_tensor* t, const int32_t* cu, int64_t element_bytes) {
+  const auto advance = [](fovea_tensor* t, int64_t elements) {
+    t->data = static_cast<unsigned char*>(t->data) + elements * fovea::DtypeBytes(t->dtype);
+  };
+  const auto shift = [&](fovea_tensor* t, const int32_t* cu) {
     if (!t->data) return;
-    const int64_t elements = cu ? cu[b] * t->stride_row : b * t->stride_batch;
-    t->data = static_cast<unsigned char*>(t->data) + elements * element_bytes;
+    advance(t, cu ? cu[b] * t->stride_row : b * t->stride_batch);
     t->stride_batch = 0;
   };
-  shift(&alone.q, p.cu_seqlens_q, 4);
-  shift(&alone.out, p.cu_seqlens_q, 4);
-  shift(&alone.lse, p.cu_seqlens_q, 4);
-  shift(&alone.scores, p.cu_seqlens_q, 4);
-  if (!p.block_table) shift(&alone.k, p.cu_seqlens_kv, 4);
-  if (!p.block_table) shift(&alone.v, p.cu_seqlens_kv, 4);
-  shift(&alone.mask, nullptr, 1);
-  shift(&alone.bias, nullptr, 4);
+  shift(&alone.q, p.cu_seqlens_q);
+  shift(&alone.out, p.cu_seqlens_q);
+  shift(&alone.lse, p.cu_seqlens_q);
+  shift(&alone.scores, p.cu_seqlens_q);
+  if (!p.block_table) shift(&alone.k, p.cu_seqlens_kv);
+  if (!p.block_table) shift(&alone.v, p.cu_seqlens_kv);
+  shift(&alone.mask, nullptr);
+  shift(&alone.bias, nullptr);
   const int64_t offset = p.mask_offsets ? p.mask_offsets[b] : 0;
-  if (p.mask.data) alone.mask.data = static_cast<uint8_t*>(alone.mask.data) + offset * p.mask.stride_row;
-  if (p.bias.data) alone.bias.data = static_cast<float*>(alone.bias.data) + offset * p.bias.stride_row;
+  if (p.mask.data) advance(&alone.mask, offset * p.mask.stride_row);
+  if (p.bias.data) advance(&alone.bias, offset * p.bias.stride_row);
   alone.mask_offsets = nullptr;
   if (p.mask.data || p.bias.data) {
     alone.mask_kv_len = p.mask_kv_len ? p.mask_kv_len : p.cu_seqlens_kv ? fovea::KvLen(p, b) : p.kv_len;

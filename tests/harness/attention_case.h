@@ -56,6 +56,8 @@ struct CaseSpec {
   int64_t v_head_dim = 0;  // 0 = head_dim
   uint32_t options = 0;
   int32_t scores_stage = FOVEA_SCORES_NONE;
+  // F32, BF16 or F16. The numbers are those of F32, rounded.
+  fovea_dtype q_dtype = FOVEA_F32, k_dtype = FOVEA_F32, v_dtype = FOVEA_F32, out_dtype = FOVEA_F32, bias_dtype = FOVEA_F32;
 };
 
 enum class ShapeKind { kAny, kPrefill, kFewRows };
@@ -78,7 +80,7 @@ class AttentionCase {
 
   int64_t group() const { return p.num_q_heads / p.num_kv_heads; }
   float Lse(int64_t b, int64_t h, int64_t i) const { return lse->F32(b, h, i); }  // padded only
-  float Out(int64_t b, int64_t h, int64_t i, int64_t c) const { return out->F32(b, h, i, c); }
+  float Out(int64_t b, int64_t h, int64_t i, int64_t c) const { return out->Get(b, h, i, c); }
 
   // Where key j of sequence b lies in k and v: (batch or page, row).
   std::pair<int64_t, int64_t> KvPlace(int64_t b, int64_t j) const;

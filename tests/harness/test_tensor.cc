@@ -1,15 +1,19 @@
 #include "tests/harness/test_tensor.h"
 
 #include <algorithm>
+#include <cfloat>
+#include <cmath>
 #include <cstring>
 #include <numeric>
+
+#include "lib/dtype.h"
 
 namespace fovea_test {
 namespace {
 
 bool Empty(const Shape& s) { return s.batch == 0 || s.heads == 0 || s.rows == 0 || s.cols == 0; }
 
-size_t ElementBytes(fovea_dtype dtype) { return dtype == FOVEA_U8 ? 1 : 4; }
+size_t ElementBytes(fovea_dtype dtype) { return static_cast<size_t>(fovea::DtypeBytes(dtype)); }
 
 }  // namespace
 
@@ -36,7 +40,7 @@ Strides RandomStrides(Rng* rng, const Shape& shape, bool free_columns, bool broa
 }
 
 TestTensor::TestTensor(fovea_dtype dtype, const Shape& shape, const Strides& strides, Guard guard)
-    : dtype_(dtype), shape_(shape), strides_(strides), base_(nullptr) {
+    : dtype_(dtype), shape_(shape), strides_(strides), guard_(guard), base_(nullptr) {
   if (Empty(shape)) return;
   int64_t low = 0, high = 0;
   const int64_t extents[4] = {shape.batch, shape.heads, shape.rows, shape.cols};
@@ -47,9 +51,9 @@ TestTensor::TestTensor(fovea_dtype dtype, const Shape& shape, const Strides& str
   }
   const size_t count = static_cast<size_t>(high - low + 1);
   buffer_ = GuardedBuffer(count * ElementBytes(dtype), guard);
-  const uint32_t nan = 0x7fc0dead;
+  const float nan = fovea::FloatOf(0x7fc0dead);
   if (dtype != FOVEA_U8) {
-    for (size_t n = 0; n < count; ++n) std::memcpy(static_cast<unsigned char*>(buffer_.data()) + 4 * n, &nan, 4);
+    for (size_t n = 0; n < count; ++n) fovea::StoreElement(dtype, nan, buffer_.data(), static_cast<int64_t>(n));
   }
   base_ = static_cast<unsigned char*>(buffer_.data()) + static_cast<size_t>(-low) * ElementBytes(dtype);
 }
@@ -63,6 +67,30 @@ fovea_tensor TestTensor::view() const {
   t.stride_row = strides_.row;
   t.stride_col = strides_.col;
   return t;
+}
+
+float TestTensor::Get(int64_t b, int64_t h, int64_t i, int64_t c) const {
+  return fovea::LoadElement(dtype_, base_, Offset(b, h, i, c));
+}
+
+void TestTensor::Set(int64_t b, int64_t h, int64_t i, int64_t c, float value) {
+  fovea::StoreElement(dtype_, value, base_, Offset(b, h, i, c));
+}
+
+std::unique_ptr<TestTensor> TestTensor::As(fovea_dtype dtype) const {
+  auto other = std::make_unique<TestTensor>(dtype, shape_, strides_, guard_);
+  const float largest = dtype == FOVEA_F16 ? 65504.0f : dtype == FOVEA_BF16 ? 0x1.FEp127f : FLT_MAX;
+  for (int64_t b = 0; b < shape_.batch; ++b) {
+    for (int64_t h = 0; h < shape_.heads; ++h) {
+      for (int64_t i = 0; i < shape_.rows; ++i) {
+        for (int64_t c = 0; c < shape_.cols; ++c) {
+          const float x = Get(b, h, i, c);
+          other->Set(b, h, i, c, std::isfinite(x) ? std::clamp(x, -largest, largest) : x);
+        }
+      }
+    }
+  }
+  return other;
 }
 
 void TestTensor::Snapshot() { snapshot_.assign(buffer_.region(), buffer_.region() + buffer_.region_bytes()); }

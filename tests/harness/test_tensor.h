@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -33,6 +34,11 @@ class TestTensor {
   // stride_col is 1 in any view with contiguous columns.
   fovea_tensor view() const;
   const Shape& shape() const { return shape_; }
+  // Of F32, BF16 or F16.
+  float Get(int64_t b, int64_t h, int64_t i, int64_t c = 0) const;
+  void Set(int64_t b, int64_t h, int64_t i, int64_t c, float value);
+  // The same numbers in the same layout as another of these types, rounded, but finite ones to finite ones.
+  std::unique_ptr<TestTensor> As(fovea_dtype dtype) const;
   float& F32(int64_t b, int64_t h, int64_t i, int64_t c = 0) const {
     return static_cast<float*>(base_)[Offset(b, h, i, c)];
   }
@@ -53,6 +59,7 @@ class TestTensor {
   fovea_dtype dtype_;
   Shape shape_;
   Strides strides_;
+  Guard guard_;
   GuardedBuffer buffer_;
   void* base_;  // element (0, 0, 0, 0); NULL where there is none
   std::vector<unsigned char> snapshot_;
