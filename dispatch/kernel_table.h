@@ -4,6 +4,8 @@
 
 #include <stdint.h>
 
+#include "lib/kernels/linear_params.h"
+
 namespace fovea {
 
 struct AttentionTask;
@@ -18,6 +20,8 @@ struct KernelTable {
   int64_t (*live_pairs)(const AttentionTask&, const KernelScratch&, bool padded);
   void (*add_weighted)(int32_t dtype, const void* row, float weight, int64_t n, float* sum);
   void (*store_sum)(const float* sum, int64_t n, int32_t dtype, void* out);
+  void (*linear_multiply)(const LinearBlock&);
+  const LinearTypeKernels* linear;  // by storage type, F32, BF16, F16
 };
 
 }  // namespace fovea

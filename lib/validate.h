@@ -31,6 +31,9 @@ fovea_status CheckExec(const fovea_exec* user, fovea_exec* e);
 fovea_status CheckMerge(int32_t n, const fovea_tensor* outs, const fovea_tensor* lses, int64_t batch, int64_t num_heads,
                         int64_t rows, int64_t v_head_dim, const fovea_tensor* out, const fovea_tensor* lse);
 
+// As CheckParams, of fovea_linear: behind it strides that no index uses are 0.
+fovea_status CheckLinear(const fovea_linear_params* user, CheckData data, fovea_linear_params* p);
+
 // Of checked params: sequence b's lengths, and the row of q (k) at which it begins in a packed tensor, 0 where padded.
 inline int64_t QLen(const fovea_attention_params& p, int64_t b) {
   return p.cu_seqlens_q ? p.cu_seqlens_q[b + 1] - p.cu_seqlens_q[b] : p.q_lens ? p.q_lens[b] : p.q_len;
