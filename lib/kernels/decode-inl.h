@@ -18,6 +18,7 @@
 
 #include "hwy/highway.h"
 #include "lib/kernels/convert-inl.h"
+#include "lib/kernels/dot-inl.h"
 #include "lib/kernels/query_tile-inl.h"
 #include "lib/kernels/score-inl.h"
 
@@ -35,36 +36,6 @@ constexpr size_t kChunkKeys = 8;
 HWY_INLINE size_t PadToVector(size_t n) {
   const size_t N = hn::Lanes(DF());
   return (n + N - 1) / N * N;
-}
-
-#if HWY_TARGET != HWY_SCALAR && !HWY_HAVE_SCALABLE
-// Sum of a vector's 128-bit blocks.
-HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> SumOfBlocks(hn::FixedTag<float, 4> /*d*/, hn::Vec<hn::FixedTag<float, 4>> v) { return v; }
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> SumOfBlocks(D /*d*/, V v) {
-  const hn::Half<D> half;
-  return SumOfBlocks(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
-}
-#endif
-
-// sums[0 .. 4) = the sums of the lanes of a, b, c, e, each in the same fixed order.
-template <class V>
-HWY_INLINE void SumOfLanes4(V a, V b, V c, V e, float* sums) {
-  const DF d;
-#if HWY_TARGET != HWY_SCALAR && !HWY_HAVE_SCALABLE
-  // Within each block of 4: two adds of interleaved pairs leave [a b c e].
-  const hn::Repartition<uint64_t, DF> d64;
-  const V ab = hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
-  const V ce = hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e));
-  const auto ab64 = hn::BitCast(d64, ab), ce64 = hn::BitCast(d64, ce);
-  const V abce = hn::Add(hn::BitCast(d, hn::InterleaveLower(d64, ab64, ce64)), hn::BitCast(d, hn::InterleaveUpper(d64, ab64, ce64)));
-  hn::StoreU(SumOfBlocks(d, abce), hn::FixedTag<float, 4>(), sums);
-#else
-  sums[0] = hn::GetLane(hn::SumOfLanes(d, a));
-  sums[1] = hn::GetLane(hn::SumOfLanes(d, b));
-  sums[2] = hn::GetLane(hn::SumOfLanes(d, c));
-  sums[3] = hn::GetLane(hn::SumOfLanes(d, e));
-#endif
 }
 
 // How the walk over K and V meets the memory system; all of it measured (bench_decode), none of it visible in the results' bits.
