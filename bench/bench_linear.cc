@@ -1,8 +1,8 @@
 // fovea_linear against what the FMA units or memory allow, alternating in one run:
 //   taskset -c 1 build/bench/bench_linear --benchmark_filter=/t1@
 //   build/bench/bench_linear --benchmark_filter=n1/
-// Names: linear/f32/n<tokens>/in<in_features>/out<out_features>. GB/s is W read once; bandwidth_fraction is that over the
-// read rate of that footprint.
+// Names: linear/f32/n<tokens>/in<in_features>/out<out_features>. GB/s is W read once; bandwidth_fraction is that over
+// the read rate of that footprint.
 #include <cmath>
 
 #include "bench/bench_main.h"
@@ -82,8 +82,7 @@ class LinearCase {
         want += product;
         magnitude += std::fabs(product);
       }
-      const double error =
-          std::fabs(static_cast<double>(y_[static_cast<size_t>(t * row_.out + o)]) - want) / magnitude;
+      const double error = std::fabs(static_cast<double>(y_[static_cast<size_t>(t * row_.out + o)]) - want) / magnitude;
       if (!(error <= max_err_)) max_err_ = error;  // NaN stays
     }
     if (!(max_err_ < 1e-6)) throw std::runtime_error("wrong result: relative error " + std::to_string(max_err_));
@@ -144,7 +143,7 @@ void AddRows(const std::string& target) {
     add(tokens, 4096, 1024);   // Llama 3 8B: K and V
     add(tokens, 4096, 14336);  // and its feed-forward layer
     add(tokens, 14336, 4096);
-    add(tokens, 768, 768);     // BERT base
+    add(tokens, 768, 768);  // BERT base
   }
   add(1, 4096, 4096, true);
   add(8, 4096, 4096, true);

@@ -14,7 +14,8 @@
 namespace fovea {
 namespace {
 
-// Tokens whose x^T is packed at a time: W is read from memory once for each such chunk, and a task holds their sums for its rows.
+// Tokens whose x^T is packed at a time: W is read from memory once for each such chunk, and a task holds their sums for
+// its rows.
 constexpr int64_t kChunkTokens = 2048;
 constexpr int64_t kChunkBytes = 64 << 20;  // of x^T, beyond one panel
 // A task of dot products reads about this many elements of W.
@@ -23,15 +24,15 @@ constexpr int64_t kTasksPerWorker = 4;
 
 // How a call is cut, and where its arrays lie in the workspace. Nothing here touches bits, except dots.
 struct LinearPlan {
-  bool dots;               // dot products over W in place, rather than tiles
-  int64_t panel;           // lanes of a whole panel
-  int64_t chunk;           // tokens packed at a time, a multiple of the vector
-  int64_t rows;            // of W per task
-  int64_t panels;          // per task
-  int64_t x_pitch;         // dots
-  float* x;                // dots: [tokens][x_pitch]; tiles: [k block][panel][k][lanes of the panel]
-  float* bias;             // as f32, where it is of another type
-  char* scratch;           // [worker][scratch_bytes]
+  bool dots;        // dot products over W in place, rather than tiles
+  int64_t panel;    // lanes of a whole panel
+  int64_t chunk;    // tokens packed at a time, a multiple of the vector
+  int64_t rows;     // of W per task
+  int64_t panels;   // per task
+  int64_t x_pitch;  // dots
+  float* x;         // dots: [tokens][x_pitch]; tiles: [k block][panel][k][lanes of the panel]
+  float* bias;      // as f32, where it is of another type
+  char* scratch;    // [worker][scratch_bytes]
   size_t scratch_bytes;
 };
 
@@ -49,8 +50,10 @@ LinearScratch CarveScratch(const LinearPlan& plan, int64_t tokens, Carver* c) {
 }
 
 // With c's memory null the pointers are meaningless and c->used() is the size.
-void Layout(const fovea_linear_params& p, bool dots, const KernelTable& table, int32_t workers, Carver* c, LinearPlan* plan) {
-  const int64_t N = table.vector_lanes(), group = std::max(table.tile_keys, 4), wanted_tasks = kTasksPerWorker * workers;
+void Layout(const fovea_linear_params& p, bool dots, const KernelTable& table, int32_t workers, Carver* c,
+            LinearPlan* plan) {
+  const int64_t N = table.vector_lanes(), group = std::max(table.tile_keys, 4),
+                wanted_tasks = kTasksPerWorker * workers;
   plan->dots = dots;
   plan->panel = kTileVecs * N;
   plan->rows = std::min<int64_t>(RoundUp(p.out_features, group), kLinearBlockRows);
@@ -73,19 +76,23 @@ void Layout(const fovea_linear_params& p, bool dots, const KernelTable& table, i
   const int64_t row_tasks = CeilDiv(p.out_features, plan->rows);
   plan->panels = CeilDiv(plan->chunk, plan->panel);
   if (workers > 1 && row_tasks < wanted_tasks) {
-    plan->panels = std::max(CeilDiv(plan->panels, CeilDiv(wanted_tasks, row_tasks)), std::min<int64_t>(plan->panels, 4));
+    plan->panels =
+        std::max(CeilDiv(plan->panels, CeilDiv(wanted_tasks, row_tasks)), std::min<int64_t>(plan->panels, 4));
   }
   Carver one(nullptr);
   CarveScratch(*plan, p.tokens, &one);
   plan->scratch_bytes = one.used();
   int64_t scratch;
-  if (one.overflow() || __builtin_mul_overflow(plan->scratch_bytes, static_cast<size_t>(workers), &scratch)) scratch = INT64_MAX;
+  if (one.overflow() || __builtin_mul_overflow(plan->scratch_bytes, static_cast<size_t>(workers), &scratch))
+    scratch = INT64_MAX;
   plan->scratch = c->Take<char>(scratch);
 }
 
 bool UseDots(int64_t tokens, uint32_t flags) { return tokens <= kLinearDotTokens && !(flags & FOVEA_BATCH_INVARIANT); }
 
-const LinearTypeKernels& TypeKernels(const KernelTable& table, fovea_dtype dtype) { return table.linear[dtype - FOVEA_F32]; }
+const LinearTypeKernels& TypeKernels(const KernelTable& table, fovea_dtype dtype) {
+  return table.linear[dtype - FOVEA_F32];
+}
 
 // Row i of a matrix from column c.
 const char* At(const fovea_tensor& t, int64_t i, int64_t c) {
@@ -128,8 +135,8 @@ class LinearRun {
   void Dots(int32_t worker, int64_t task) const {
     const int64_t row = task * plan_.rows, rows = std::min(plan_.rows, p_.out_features - row);
     const LinearScratch s = Scratch(worker);
-    w_.dot({At(p_.w, row, 0), plan_.x, s.sums, p_.w.stride_row, plan_.x_pitch, plan_.rows, static_cast<int32_t>(p_.tokens),
-            static_cast<int32_t>(rows), static_cast<int32_t>(p_.in_features)});
+    w_.dot({At(p_.w, row, 0), plan_.x, s.sums, p_.w.stride_row, plan_.x_pitch, plan_.rows,
+            static_cast<int32_t>(p_.tokens), static_cast<int32_t>(rows), static_cast<int32_t>(p_.in_features)});
     for (int64_t token = 0; token < p_.tokens; ++token) {
       y_.store_row(s.sums + token * plan_.rows, static_cast<int32_t>(rows), Bias(row), MutableAt(p_.y, token, row));
     }
@@ -147,21 +154,23 @@ class LinearRun {
     const int64_t lane = task / k_blocks() * plan_.panel, k = task % k_blocks() * kLinearBlockK, count = KCount(k);
     const int64_t lanes = std::min(plan_.panel, lanes_ - lane), tokens = std::min(lanes, tokens_ - lane);
     x_.pack(At(p_.x, first_ + lane, k), p_.x.stride_row, static_cast<int32_t>(tokens), static_cast<int32_t>(count),
-              static_cast<int32_t>(lanes), plan_.x + k * lanes_ + lane * count);
+            static_cast<int32_t>(lanes), plan_.x + k * lanes_ + lane * count);
   }
 
   // Task: block of rows * panel_tasks() + block of panels.
   void Multiply(int32_t worker, int64_t task) const {
     const int64_t row = task / panel_tasks() * plan_.rows, rows = std::min(plan_.rows, p_.out_features - row);
-    const int64_t begin = task % panel_tasks() * plan_.panels * plan_.panel, end = std::min(begin + plan_.panels * plan_.panel, lanes_);
+    const int64_t begin = task % panel_tasks() * plan_.panels * plan_.panel,
+                  end = std::min(begin + plan_.panels * plan_.panel, lanes_);
     const int64_t padded = RoundUp(rows, table_.tile_keys);
     const LinearScratch s = Scratch(worker);
     memset(s.sums, 0, static_cast<size_t>(padded * (end - begin)) * sizeof(float));
     for (int64_t k = 0; k < p_.in_features; k += kLinearBlockK) {
       const int64_t count = KCount(k);
       for (int64_t r = 0; r < rows; r += table_.tile_keys) {
-        w_.pack(At(p_.w, row + r, k), p_.w.stride_row, static_cast<int32_t>(std::min<int64_t>(table_.tile_keys, rows - r)),
-                static_cast<int32_t>(count), table_.tile_keys, s.w + r * count);
+        w_.pack(At(p_.w, row + r, k), p_.w.stride_row,
+                static_cast<int32_t>(std::min<int64_t>(table_.tile_keys, rows - r)), static_cast<int32_t>(count),
+                table_.tile_keys, s.w + r * count);
       }
       table_.linear_multiply({plan_.x + k * lanes_ + begin * count, s.w, s.sums, static_cast<int32_t>(end - begin),
                               static_cast<int32_t>(padded), static_cast<int32_t>(count)});
@@ -191,7 +200,8 @@ class LinearRun {
 
 }  // namespace
 
-fovea_status LinearWorkspaceBytes(const fovea_linear_params& p, uint32_t flags, const Target& target, int32_t workers, size_t* bytes) {
+fovea_status LinearWorkspaceBytes(const fovea_linear_params& p, uint32_t flags, const Target& target, int32_t workers,
+                                  size_t* bytes) {
   *bytes = 0;
   bool overflow = false;
   // More tokens never need less: those that take tiles are counted as their first kLinearDotTokens would be, too.
@@ -209,13 +219,15 @@ fovea_status LinearWorkspaceBytes(const fovea_linear_params& p, uint32_t flags, 
   return FOVEA_OK;
 }
 
-void RunLinear(const fovea_linear_params& p, const fovea_exec& exec, const Target& target, int32_t workers, void* workspace) {
+void RunLinear(const fovea_linear_params& p, const fovea_exec& exec, const Target& target, int32_t workers,
+               void* workspace) {
   if (p.tokens == 0) return;
   Carver c(AlignUp(workspace));
   LinearPlan plan = {};
   Layout(p, UseDots(p.tokens, exec.flags), *target.table, workers, &c, &plan);
   // 2 per multiply-add, and what reading an element of W costs, as TaskCost in plan.cc counts it.
-  const double cost = static_cast<double>(p.in_features) * static_cast<double>(p.out_features) * (2.0 * static_cast<double>(p.tokens) + 10.0);
+  const double cost = static_cast<double>(p.in_features) * static_cast<double>(p.out_features) *
+                      (2.0 * static_cast<double>(p.tokens) + 10.0);
   if (cost < kSerialCost) workers = 1;
   LinearRun run(p, target, plan);
   {

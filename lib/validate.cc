@@ -1119,8 +1119,6 @@ fovea_status CheckKvAppend(const fovea_kv_append_params* user, fovea_kv_append_p
   return views.CheckOutputs(false);
 }
 
-// ---- Linear --------------------------------------------------------------------------------------------------------
-
 fovea_status CheckLinear(const fovea_linear_params* user, CheckData data, fovea_linear_params* p) {
   if (fovea_status s = CopyStruct(user, "params", "fovea_linear_params_init", p); s != FOVEA_OK) return s;
   if (fovea_status s = CheckLength("tokens", p->tokens); s != FOVEA_OK) return s;

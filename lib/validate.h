@@ -38,6 +38,9 @@ fovea_status CheckKvAppend(const fovea_kv_append_params* user, fovea_kv_append_p
 // As CheckParams, of fovea_linear: behind it strides that no index uses are 0.
 fovea_status CheckLinear(const fovea_linear_params* user, CheckData data, fovea_linear_params* p);
 
+// As CheckParams, of fovea_linear: behind it strides that no index uses are 0.
+fovea_status CheckLinear(const fovea_linear_params* user, CheckData data, fovea_linear_params* p);
+
 // Of checked params: sequence b's lengths, and the row of q (k) at which it begins in a packed tensor, 0 where padded.
 template <class Params>
 int64_t QLen(const Params& p, int64_t b) {

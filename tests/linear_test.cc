@@ -26,8 +26,8 @@ struct LinearSpec {
   uint64_t seed = 1;
   int64_t tokens = 1, in = 1, out = 1;
   bool bias = true;
-  bool strides = false;    // gaps, negative row strides, and 0 for some inputs
-  bool positive = false;   // all terms of one sign: rounding errors add up
+  bool strides = false;   // gaps, negative row strides, and 0 for some inputs
+  bool positive = false;  // all terms of one sign: rounding errors add up
   fovea_dtype x_dtype = FOVEA_F32, w_dtype = FOVEA_F32, bias_dtype = FOVEA_F32, y_dtype = FOVEA_F32;
   uint64_t first_token = 0;  // x begins at this token of the seed's sequence
 };
@@ -39,8 +39,8 @@ struct LinearCase {
     const auto make = [&](fovea_dtype dtype, int64_t rows, int64_t cols, bool input) {
       const Shape shape{1, 1, rows, cols};
       const Guard guard = rng.Chance(50) ? Guard::kAfter : Guard::kBefore;
-      return std::make_unique<TestTensor>(dtype, shape, s.strides ? RandomStrides(&rng, shape, false, input) : DenseStrides(shape),
-                                          guard);
+      return std::make_unique<TestTensor>(
+          dtype, shape, s.strides ? RandomStrides(&rng, shape, false, input) : DenseStrides(shape), guard);
     };
     x = make(s.x_dtype, s.tokens, s.in, true);
     w = make(s.w_dtype, s.out, s.in, true);
@@ -74,8 +74,9 @@ struct LinearCase {
     return all;
   }
 
-  // "" or the first element beyond max(4 u w D, 2 x the error of the naive f32 sum), D being the largest sum of magnitudes
-  // in the token's row of y, and w as in lib/NUMERICS.md: no chain of roundings is longer than 128. Then y's own rounding.
+  // "" or the first element beyond max(4 u w D, 2 x the error of the naive f32 sum), D being the largest sum of
+  // magnitudes in the token's row of y, and w as in lib/NUMERICS.md: no chain of roundings is longer than 128. Then y's
+  // own rounding.
   std::string Compare() const {
     struct Element {
       double want = 0;
@@ -106,8 +107,9 @@ struct LinearCase {
         const double rounding = spec.y_dtype == FOVEA_BF16 ? 0x1p-8 : spec.y_dtype == FOVEA_F16 ? 0x1p-11 : 0.0;
         bound += rounding * (std::fabs(e.want) + bound) + (spec.y_dtype == FOVEA_F16 ? 0x1p-25 : 0.0);
         if (!(error <= bound)) {
-          return "token " + std::to_string(t) + ", output " + std::to_string(o) + " is " + std::to_string(y->Get(0, 0, t, o)) +
-                 ", should be " + std::to_string(e.want) + ", off by " + std::to_string(error / bound) + " times the bound";
+          return "token " + std::to_string(t) + ", output " + std::to_string(o) + " is " +
+                 std::to_string(y->Get(0, 0, t, o)) + ", should be " + std::to_string(e.want) + ", off by " +
+                 std::to_string(error / bound) + " times the bound";
         }
       }
     }
@@ -144,8 +146,8 @@ struct LinearCase {
 
 std::string Describe(const LinearSpec& s, uint32_t flags) {
   return "tokens " + std::to_string(s.tokens) + ", in " + std::to_string(s.in) + ", out " + std::to_string(s.out) +
-         ", " + fovea_dtype_str(s.x_dtype) + " x, " +
-         fovea_dtype_str(s.w_dtype) + " w, " + fovea_dtype_str(s.bias_dtype) + " bias, " + fovea_dtype_str(s.y_dtype) + " y" +
+         ", " + fovea_dtype_str(s.x_dtype) + " x, " + fovea_dtype_str(s.w_dtype) + " w, " +
+         fovea_dtype_str(s.bias_dtype) + " bias, " + fovea_dtype_str(s.y_dtype) + " y" +
          (s.strides ? ", strides" : "") + (s.bias ? ", bias" : "") + (s.positive ? ", positive" : "") +
          (flags ? ", FOVEA_BATCH_INVARIANT" : "");
 }
@@ -165,7 +167,8 @@ constexpr Kind kKinds[] = {{3, 0}, {8, 0}, {3, FOVEA_BATCH_INVARIANT}, {61, 0}};
 
 }  // namespace
 
-TEST_CASE("linear: random shapes, any strides and storage types, equal f64 within the bound; gaps, inputs and guards stay") {
+TEST_CASE(
+    "linear: random shapes, any strides and storage types, equal f64 within the bound; gaps, inputs and guards stay") {
   const uint64_t first = FirstSeed(70000);
   for (int64_t n = 0; n < CaseCount(300); ++n) {
     LinearSpec s;
@@ -190,7 +193,8 @@ TEST_CASE("linear: every mix of storage types has the bits of the same numbers i
   for (const Kind& kind : kKinds) {
     for (int mix = 0; mix < 81; ++mix) {
       LinearSpec s = Spec(kind.tokens, 37, 19, 81);
-      s.x_dtype = types[mix % 3], s.w_dtype = types[mix / 3 % 3], s.bias_dtype = types[mix / 9 % 3], s.y_dtype = types[mix / 27];
+      s.x_dtype = types[mix % 3], s.w_dtype = types[mix / 3 % 3], s.bias_dtype = types[mix / 9 % 3],
+      s.y_dtype = types[mix / 27];
       INFO(Describe(s, kind.flags));
       LinearCase c(s);
       const fovea_exec exec = Threads(1, kind.flags);
@@ -257,8 +261,8 @@ TEST_CASE("linear: same bits from 1, 2, 3 and 8 threads, any executor, any strid
       REQUIRE(c.Run(&one) == FOVEA_OK);
       const std::vector<float> expected = c.Y();
       for (const int32_t threads : {2, 3, 8}) {
-        for (const fovea_parallel_for executor : {fovea_parallel_for{}, fovea_parallel_for{Serial}, fovea_parallel_for{Reversed},
-                                                  fovea_parallel_for{StdThreads}}) {
+        for (const fovea_parallel_for executor : {fovea_parallel_for{}, fovea_parallel_for{Serial},
+                                                  fovea_parallel_for{Reversed}, fovea_parallel_for{StdThreads}}) {
           LinearCase again(s);
           fovea_exec exec = Threads(threads, kind.flags);
           exec.parallel_for = executor;
@@ -269,7 +273,8 @@ TEST_CASE("linear: same bits from 1, 2, 3 and 8 threads, any executor, any strid
       LinearCase strided(s);
       const Shape shape{1, 1, s.out, s.in};
       TestTensor far(FOVEA_F32, shape, {0, 0, -1024, 1}, Guard::kBefore);  // a multiple of 4 KB
-      for (int64_t i = 0; i < s.out; ++i) std::memcpy(&far.F32(0, 0, i), &c.w->F32(0, 0, i), static_cast<size_t>(s.in) * 4);
+      for (int64_t i = 0; i < s.out; ++i)
+        std::memcpy(&far.F32(0, 0, i), &c.w->F32(0, 0, i), static_cast<size_t>(s.in) * 4);
       strided.p.w = far.view();
       REQUIRE(strided.Run(&one) == FOVEA_OK);
       CHECK(BitDifference(expected, strided.Y()) == "");
@@ -302,7 +307,8 @@ TEST_CASE("linear without the flag: up to 8 tokens have the same bits however ma
     LinearCase all(whole);
     REQUIRE(all.Run() == FOVEA_OK);
     const std::vector<float> expected = all.Y();
-    for (const int64_t tokens : few ? std::vector<int64_t>{1, 2, 3, 4, 5, 6, 7} : std::vector<int64_t>{9, 16, 33, 100}) {
+    for (const int64_t tokens :
+         few ? std::vector<int64_t>{1, 2, 3, 4, 5, 6, 7} : std::vector<int64_t>{9, 16, 33, 100}) {
       LinearSpec s = whole;
       s.tokens = tokens;
       LinearCase some(s);

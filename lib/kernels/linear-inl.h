@@ -1,9 +1,12 @@
-// y = x W^T + bias. Many tokens: the register tile of QK^T without a softmax, blocked as BLIS does (Van Zee & van de Geijn 2015):
+// y = x W^T + bias. Many tokens: the register tile of QK^T without a softmax, blocked as BLIS does (Van Zee & van de
+// Geijn 2015):
 //
-//   sum^T[row][token] += sum_k W[row][k] (broadcast) * x^T[k][token]      tokens in lanes, kLinearBlockK features at a time
+//   sum^T[row][token] += sum_k W[row][k] (broadcast) * x^T[k][token]      tokens in lanes, kLinearBlockK features at a
+//   time
 //
-// x^T is packed once per call, by panels of kTileVecs vectors; W is packed block-wise, by groups of kTileKeys rows, and every panel reads that: a
-// panel's x^T stays in L1 or L2 while all groups of the block pass. W is read from memory once, x^T once per kLinearBlockRows rows.
+// x^T is packed once per call, by panels of kTileVecs vectors; W is packed block-wise, by groups of kTileKeys rows, and
+// every panel reads that: a panel's x^T stays in L1 or L2 while all groups of the block pass. W is read from memory
+// once, x^T once per kLinearBlockRows rows.
 //
 // Few tokens: dot products over W where it lies, each row read once, bound by reading it.
 
@@ -30,7 +33,8 @@ using D1 = hn::CappedTag<float, 1>;
 
 // packed[k][lane] = x[lane][k] of `rows` rows, zeros in lanes past them: tokens of a panel, and rows of W of a group.
 template <class T>
-HWY_NOINLINE void LinearPack(const void* x_data, int64_t stride, int32_t rows, int32_t k_count, int32_t lanes, float* HWY_RESTRICT packed) {
+HWY_NOINLINE void LinearPack(const void* x_data, int64_t stride, int32_t rows, int32_t k_count, int32_t lanes,
+                             float* HWY_RESTRICT packed) {
   const T* const x = static_cast<const T*>(x_data);
   const size_t L = static_cast<size_t>(lanes), dim = static_cast<size_t>(k_count);
   int32_t lane = 0;
@@ -50,7 +54,8 @@ HWY_NOINLINE void LinearPack(const void* x_data, int64_t stride, int32_t rows, i
     }
     if (k < dim) {
       const size_t n = dim - k;
-      auto r0 = LoadF32N(d, x0 + k, n), r1 = LoadF32N(d, x1 + k, n), r2 = LoadF32N(d, x2 + k, n), r3 = LoadF32N(d, x3 + k, n);
+      auto r0 = LoadF32N(d, x0 + k, n), r1 = LoadF32N(d, x1 + k, n), r2 = LoadF32N(d, x2 + k, n),
+           r3 = LoadF32N(d, x3 + k, n);
       Transpose4x4(r0, r1, r2, r3);
       hn::StoreU(r0, d, dst + k * L);
       if (n > 1) hn::StoreU(r1, d, dst + (k + 1) * L);
@@ -60,7 +65,8 @@ HWY_NOINLINE void LinearPack(const void* x_data, int64_t stride, int32_t rows, i
 #endif
   for (; lane < lanes; ++lane) {
     const T* const row = x + lane * stride;
-    for (size_t k = 0; k < dim; ++k) packed[k * L + static_cast<size_t>(lane)] = lane < rows ? hn::GetLane(LoadF32(D1(), row + k)) : 0.0f;
+    for (size_t k = 0; k < dim; ++k)
+      packed[k * L + static_cast<size_t>(lane)] = lane < rows ? hn::GetLane(LoadF32(D1(), row + k)) : 0.0f;
   }
 }
 
@@ -69,8 +75,8 @@ HWY_NOINLINE void LinearLoadRow(const void* x, int32_t n, float* row) {
   ConvertRow(static_cast<const T*>(x), static_cast<size_t>(n), row);
 }
 
-// sum[kTileKeys][NV * N] += a group's rows of W against a panel. The rows are packed as [k][row]: with a pointer per row g++ has none left on 16
-// registers, and folds operand loads into the FMAs, 13 loads for 12.
+// sum[kTileKeys][NV * N] += a group's rows of W against a panel. The rows are packed as [k][row]: with a pointer per
+// row g++ has none left on 16 registers, and folds operand loads into the FMAs, 13 loads for 12.
 template <int NV>
 HWY_NOINLINE void LinearGroup(const float* w, const float* xt, size_t k_count, float* HWY_RESTRICT sum) {
   const DF d;
@@ -79,11 +85,12 @@ HWY_NOINLINE void LinearGroup(const float* w, const float* xt, size_t k_count, f
   V b0 = a0, b1 = a0, b2 = a0, b3 = a0, b4 = a0, b5 = a0, b6 = a0, b7 = a0;
   V c0 = a0, c1 = a0, c2 = a0, c3 = a0, c4 = a0, c5 = a0, c6 = a0, c7 = a0;
   for (const float* const end = w + k_count * kTileKeys; w != end; w += kTileKeys) {
-    FmaStep<kTileKeys, NV>(w, w + 1, w + 2, w + 3, w + 4, w + 5, w + 6, w + 7, xt, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4,
-                           b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
+    FmaStep<kTileKeys, NV>(w, w + 1, w + 2, w + 3, w + 4, w + 5, w + 6, w + 7, xt, a0, b0, c0, a1, b1, c1, a2, b2, c2,
+                           a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
     asm volatile("" : "+r"(w), "+r"(xt));
   }
-  AddRows<kTileKeys, NV>(sum, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
+  AddRows<kTileKeys, NV>(sum, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7,
+                         b7, c7);
 }
 
 template <int NV>
@@ -91,7 +98,8 @@ HWY_INLINE void LinearPanel(const LinearBlock& t, const float* xt, float* HWY_RE
   constexpr size_t kLine = 64 / sizeof(float);
   const size_t L = NV * hn::Lanes(DF()), k_count = static_cast<size_t>(t.k);
   const size_t groups = static_cast<size_t>(t.rows) / kTileKeys;
-  // The next panel, which follows in memory, comes into L2 meanwhile. (Past the last one nothing is read: a prefetch cannot fault.)
+  // The next panel, which follows in memory, comes into L2 meanwhile. (Past the last one nothing is read: a prefetch
+  // cannot fault.)
   const size_t share = (k_count * L / kLine + groups - 1) / groups;
   const float* next = xt + k_count * L;
   for (size_t g = 0; g < groups; ++g) {
@@ -101,7 +109,8 @@ HWY_INLINE void LinearPanel(const LinearBlock& t, const float* xt, float* HWY_RE
 }
 
 HWY_NOINLINE void LinearMultiplyF32(const LinearBlock& t) {
-  const size_t N = hn::Lanes(DF()), L = kTileVecs * N, lanes = static_cast<size_t>(t.lanes), k_count = static_cast<size_t>(t.k);
+  const size_t N = hn::Lanes(DF()), L = kTileVecs * N, lanes = static_cast<size_t>(t.lanes),
+               k_count = static_cast<size_t>(t.k);
   const size_t rows = static_cast<size_t>(t.rows);
   size_t lane = 0;
   for (; lane + L <= lanes; lane += L) LinearPanel<3>(t, t.xt + lane * k_count, t.sum + lane * rows);
@@ -109,7 +118,8 @@ HWY_NOINLINE void LinearMultiplyF32(const LinearBlock& t) {
   if (lane + N == lanes) LinearPanel<1>(t, t.xt + lane * k_count, t.sum + lane * rows);
 }
 
-// Dot products taken together: 4 tokens x 4 rows on 32 registers (16 accumulators + 4 + 4), 4 x 2 on 16 (8 + 2 + 1): W is loaded once for 4 tokens.
+// Dot products taken together: 4 tokens x 4 rows on 32 registers (16 accumulators + 4 + 4), 4 x 2 on 16 (8 + 2 + 1): W
+// is loaded once for 4 tokens.
 constexpr size_t kDotRows = kTileKeys == 8 ? 4 : 2;
 // Bytes by which they prefetch W: past the end of a row lies the next one, which is next.
 constexpr size_t kDotAhead = 1024;
@@ -123,10 +133,11 @@ HWY_INLINE void DotStep(V w, V x0, V x1, V x2, V x3, V& s0, V& s1, V& s2, V& s3)
   if constexpr (NQ > 3) s3 = hn::MulAdd(w, x3, s3);
 }
 
-// sums[token * NK + row] for columns [k, k + n) of NQ tokens (padded with zeros to whole vectors, pitch apart) and NK rows, 4 or 2. One accumulator per
-// dot product, so that its bits do not depend on how many are computed together.
+// sums[token * NK + row] for columns [k, k + n) of NQ tokens (padded with zeros to whole vectors, pitch apart) and NK
+// rows, 4 or 2. One accumulator per dot product, so that its bits do not depend on how many are computed together.
 template <int NQ, size_t NK, class T>
-HWY_INLINE void DotRows(const T* const* rows, size_t k, size_t n, const float* HWY_RESTRICT x, size_t pitch, float* HWY_RESTRICT sums) {
+HWY_INLINE void DotRows(const T* const* rows, size_t k, size_t n, const float* HWY_RESTRICT x, size_t pitch,
+                        float* HWY_RESTRICT sums) {
   const DF d;
   using V = hn::Vec<DF>;
   const size_t N = hn::Lanes(d);
@@ -135,7 +146,8 @@ HWY_INLINE void DotRows(const T* const* rows, size_t k, size_t n, const float* H
   x += k;
   V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0;
   V c0 = a0, c1 = a0, c2 = a0, c3 = a0, e0 = a0, e1 = a0, e2 = a0, e3 = a0;
-  const auto load_x = [&](size_t token, size_t i) HWY_ATTR { return hn::Load(d, x + (token < NQ ? token : 0) * pitch + i); };
+  const auto load_x = [&](size_t token, size_t i)
+                          HWY_ATTR { return hn::Load(d, x + (token < NQ ? token : 0) * pitch + i); };
   const auto ahead = [&](const T* w, size_t i) HWY_ATTR { __builtin_prefetch(w + i + kDotAhead / sizeof(T), 0, 3); };
   size_t i = 0;
   for (; i + N <= n; i += N) {
@@ -165,11 +177,11 @@ HWY_INLINE void DotRows(const T* const* rows, size_t k, size_t n, const float* H
   }
 }
 
-// Dot products of NQ tokens with 4 rows of W: sums[token * sums_pitch + row * sums_step]. x: [token][pitch], zeros behind its columns. No chain of
-// additions is longer than kLinearBlockK: after as many vectors a new sum begins.
+// Dot products of NQ tokens with 4 rows of W: sums[token * sums_pitch + row * sums_step]. x: [token][pitch], zeros
+// behind its columns. No chain of additions is longer than kLinearBlockK: after as many vectors a new sum begins.
 template <int NQ, class T>
-HWY_INLINE void DotTokens(const T* const* rows, size_t k_count, const float* x, size_t pitch, float* sums, size_t sums_pitch,
-                          size_t sums_step) {
+HWY_INLINE void DotTokens(const T* const* rows, size_t k_count, const float* x, size_t pitch, float* sums,
+                          size_t sums_pitch, size_t sums_step) {
   constexpr size_t NK = NQ > 2 ? kDotRows : 4;
   const size_t step = static_cast<size_t>(kLinearBlockK) * hn::Lanes(DF());
   for (size_t r = 0; r < 4; r += NK) {
@@ -186,12 +198,13 @@ HWY_INLINE void DotTokens(const T* const* rows, size_t k_count, const float* x, 
   }
 }
 
-// The rows are walked as 4 streams, each a quarter of them: as long as a row follows the last one in memory, so does the hardware's prefetcher. All
-// tokens pass over the 4 rows in turn before the next 4: a row comes from memory once.
+// The rows are walked as 4 streams, each a quarter of them: as long as a row follows the last one in memory, so does
+// the hardware's prefetcher. All tokens pass over the 4 rows in turn before the next 4: a row comes from memory once.
 template <class T>
 HWY_NOINLINE void LinearDot(const LinearDots& t) {
   const T* const w = static_cast<const T*>(t.w);
-  const size_t k_count = static_cast<size_t>(t.k), pitch = static_cast<size_t>(t.x_pitch), sums_pitch = static_cast<size_t>(t.sums_pitch);
+  const size_t k_count = static_cast<size_t>(t.k), pitch = static_cast<size_t>(t.x_pitch),
+               sums_pitch = static_cast<size_t>(t.sums_pitch);
   const int32_t quarter = (t.rows + 3) / 4;
   for (int32_t r = 0; r < quarter; ++r) {
     const T* rows[4];
@@ -208,10 +221,11 @@ HWY_NOINLINE void LinearDot(const LinearDots& t) {
   }
 }
 
-// y[token][row] = sum[row][lane] + bias[row] for the tokens of one panel; bias may be null. sum has rows of whole groups.
+// y[token][row] = sum[row][lane] + bias[row] for the tokens of one panel; bias may be null. sum has rows of whole
+// groups.
 template <class T>
-HWY_NOINLINE void LinearStoreY(const float* HWY_RESTRICT sum, int32_t lanes, int32_t tokens, int32_t rows, const float* bias, void* y_data,
-                               int64_t stride) {
+HWY_NOINLINE void LinearStoreY(const float* HWY_RESTRICT sum, int32_t lanes, int32_t tokens, int32_t rows,
+                               const float* bias, void* y_data, int64_t stride) {
   const size_t L = static_cast<size_t>(lanes), n = static_cast<size_t>(rows);
   T* const y = static_cast<T*>(y_data);
 #if HWY_TARGET != HWY_SCALAR
@@ -240,7 +254,8 @@ HWY_NOINLINE void LinearStoreY(const float* HWY_RESTRICT sum, int32_t lanes, int
 #else
   for (int32_t lane = 0; lane < tokens; ++lane) {
     for (size_t r = 0; r < n; ++r) {
-      StoreF32(hn::Set(D1(), sum[r * L + static_cast<size_t>(lane)] + (bias ? bias[r] : 0.0f)), D1(), y + lane * stride + r);
+      StoreF32(hn::Set(D1(), sum[r * L + static_cast<size_t>(lane)] + (bias ? bias[r] : 0.0f)), D1(),
+               y + lane * stride + r);
     }
   }
 #endif
@@ -253,14 +268,16 @@ HWY_NOINLINE void LinearStoreRow(const float* HWY_RESTRICT sums, int32_t rows, c
   const size_t N = hn::Lanes(d), n = static_cast<size_t>(rows);
   T* const y = static_cast<T*>(y_data);
   size_t r = 0;
-  for (; r + N <= n; r += N) StoreF32(hn::Add(hn::LoadU(d, sums + r), bias ? hn::LoadU(d, bias + r) : hn::Zero(d)), d, y + r);
+  for (; r + N <= n; r += N)
+    StoreF32(hn::Add(hn::LoadU(d, sums + r), bias ? hn::LoadU(d, bias + r) : hn::Zero(d)), d, y + r);
   if (r == n) return;
   StoreF32N(hn::Add(LoadF32N(d, sums + r, n - r), bias ? LoadF32N(d, bias + r, n - r) : hn::Zero(d)), d, y + r, n - r);
 }
 
 #define FOVEA_LINEAR_KERNELS(T) {&LinearPack<T>, &LinearLoadRow<T>, &LinearDot<T>, &LinearStoreY<T>, &LinearStoreRow<T>}
 extern const LinearTypeKernels kLinearKernels[3];
-const LinearTypeKernels kLinearKernels[3] = {FOVEA_LINEAR_KERNELS(float), FOVEA_LINEAR_KERNELS(BF16), FOVEA_LINEAR_KERNELS(F16)};
+const LinearTypeKernels kLinearKernels[3] = {FOVEA_LINEAR_KERNELS(float), FOVEA_LINEAR_KERNELS(BF16),
+                                             FOVEA_LINEAR_KERNELS(F16)};
 #undef FOVEA_LINEAR_KERNELS
 
 }  // namespace HWY_NAMESPACE

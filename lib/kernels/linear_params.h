@@ -6,8 +6,8 @@
 
 namespace fovea {
 
-// Input features of one block: x^T and W of a block are multiplied into a sum that starts at 0 and is added to y's once. Blocks start at
-// multiples of it on every target: part of the numerical contract (lib/NUMERICS.md).
+// Input features of one block: x^T and W of a block are multiplied into a sum that starts at 0 and is added to y's
+// once. Blocks start at multiples of it on every target: part of the numerical contract (lib/NUMERICS.md).
 constexpr int32_t kLinearBlockK = 128;
 // Calls of up to this many tokens take dot products over W in place, unless FOVEA_BATCH_INVARIANT is set.
 constexpr int32_t kLinearDotTokens = 8;
@@ -40,8 +40,10 @@ struct LinearTypeKernels {
   // The first n elements of a row.
   void (*load_row)(const void* x, int32_t n, float* row);
   void (*dot)(const LinearDots& t);
-  // y[token][row] = sum[row][lane] + bias[row] for the tokens of one panel; bias may be null. sum has rows of whole groups.
-  void (*store_y)(const float* sum, int32_t lanes, int32_t tokens, int32_t rows, const float* bias, void* y, int64_t stride);
+  // y[token][row] = sum[row][lane] + bias[row] for the tokens of one panel; bias may be null. sum has rows of whole
+  // groups.
+  void (*store_y)(const float* sum, int32_t lanes, int32_t tokens, int32_t rows, const float* bias, void* y,
+                  int64_t stride);
   // y[row] = sums[row] + bias[row].
   void (*store_row)(const float* sums, int32_t rows, const float* bias, void* y);
 };
