@@ -35,8 +35,6 @@ fovea_status CheckRope(const fovea_rope_params* user, fovea_rope_params* p);
 fovea_status CheckRopeTables(const fovea_rope_tables_params* user, fovea_rope_tables_params* p);
 // p->rope points to *rope, whose heads and lengths are those of p, or is NULL.
 fovea_status CheckKvAppend(const fovea_kv_append_params* user, fovea_kv_append_params* p, fovea_rope_params* rope);
-// As CheckParams, of fovea_linear: behind it strides that no index uses are 0.
-fovea_status CheckLinear(const fovea_linear_params* user, CheckData data, fovea_linear_params* p);
 
 // As CheckParams, of fovea_linear: behind it strides that no index uses are 0.
 fovea_status CheckLinear(const fovea_linear_params* user, CheckData data, fovea_linear_params* p);
