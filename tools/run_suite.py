@@ -139,6 +139,8 @@ def main():
                               avx512 if options.emulate_avx512 else lacking, filters, summarize,
                               lambda: count_cases(tests, filters))
         table.last = time.monotonic()
+        if not options.no_checks:
+            table.add("objects, arm", "", *checks([root / "tools/check_objects", options.emulate]))
     table.add("npy", "", *doctest(build / "tools/npy_test", []), 0)
     table.add("cli", "", *checks([sys.executable, root / "tests/cli_test.py", cli]))
     if (build / "bench/bench_prefill").exists():
