@@ -29,7 +29,8 @@ class Cpu:
         command, seconds = list(self.command), QEMU_SECONDS
         if self.guest:
             seconds = BOCHS_SECONDS
-            command += ["--timeout", seconds - 60, *(word for item in env.items() for word in ("--env", "=".join(item)))]
+            command += ["--timeout", seconds - 60]
+            command += [word for item in env.items() for word in ("--env", "=".join(item))]
         command = [str(word) for word in [*command, program, *arguments]]
         start = time.monotonic()
         try:

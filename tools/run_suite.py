@@ -6,8 +6,8 @@
 build/tests/fovea_tests runs once per instruction set that this CPU has (FOVEA_TARGET), its suite "once" a single time;
 with --emulate also on those it lacks, and on Arm's (tools/emulators.py). The list says which ran natively, which
 emulated and where, and which not at all. A test case on one target counts as one, so does each line "PASS name", "FAIL
-name" or "SKIP name" of the check scripts. Cases on compiled targets that did not run count as skipped. A program that is missing, crashes or says nothing
-counts as failed.
+name" or "SKIP name" of the check scripts. Cases on compiled targets that did not run count as skipped. A program that is
+missing, crashes or says nothing counts as failed.
 """
 import argparse
 import json
