@@ -4,6 +4,8 @@
 
 #include <stdint.h>
 
+#include "lib/kernels/linear_params.h"
+
 namespace fovea {
 
 struct AttentionTask;
@@ -20,6 +22,8 @@ struct KernelTable {
   void (*add_weighted)(int32_t dtype, const void* row, float weight, int64_t n, float* sum);
   void (*store_sum)(const float* sum, int64_t n, int32_t dtype, void* out);
   void (*rope)(const RopeTask&);
+  void (*linear_multiply)(const LinearBlock&);
+  const LinearTypeKernels* linear;  // by storage type, F32, BF16, F16
 };
 
 }  // namespace fovea

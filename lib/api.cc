@@ -9,6 +9,7 @@
 #include "lib/error.h"
 #include "lib/fp_env.h"
 #include "lib/kv_append.h"
+#include "lib/linear.h"
 #include "lib/pages.h"
 #include "lib/parallel_for.h"
 #include "lib/plan.h"
@@ -252,6 +253,42 @@ fovea_status KvAppend(const fovea_kv_append_params* params, const fovea_exec* ex
   return FOVEA_OK;
 }
 
+struct LinearCall {
+  fovea_linear_params p;
+  fovea_exec e;
+  const Target* target;
+  int32_t workers;
+};
+
+fovea_status CheckLinearCall(const fovea_linear_params* params, const fovea_exec* exec, CheckData data, LinearCall* call) {
+  fovea_status status = ResolveExec(exec, &call->e);
+  if (status == FOVEA_OK) status = CheckLinear(params, data, &call->p);
+  if (status != FOVEA_OK) return status;
+  call->target = ChosenTarget();
+  if (!call->target) return FOVEA_ERR_TARGET_UNAVAILABLE;
+  call->workers = NumWorkers(call->e);
+  return FOVEA_OK;
+}
+
+fovea_status Linear(const fovea_linear_params* params, const fovea_exec* exec) {
+  LinearCall call;
+  fovea_status status = CheckLinearCall(params, exec, CheckData::kYes, &call);
+  if (status != FOVEA_OK) return status;
+  size_t bytes;
+  status = LinearWorkspaceBytes(call.p, call.e.flags, *call.target, call.workers, &bytes);
+  if (status != FOVEA_OK) return status;
+  void* memory = call.e.workspace;
+  if (memory && call.e.workspace_bytes < bytes) {
+    return Fail(FOVEA_ERR_WORKSPACE_TOO_SMALL, "workspace_bytes = %zu: must be at least %zu for these extents and %d threads",
+                call.e.workspace_bytes, bytes, call.workers);
+  }
+  if (!memory) memory = malloc(bytes);
+  if (!memory) return Fail(FOVEA_ERR_OUT_OF_MEMORY, "workspace: %zu bytes could not be allocated", bytes);
+  RunLinear(call.p, call.e, *call.target, call.workers, memory);
+  if (!call.e.workspace) free(memory);
+  return FOVEA_OK;
+}
+
 }  // namespace
 }  // namespace fovea
 
@@ -328,6 +365,16 @@ fovea_status fovea_attention_run_tasks(const fovea_plan* plan, const fovea_atten
 fovea_status fovea_attention_describe(const fovea_attention_params* params, const fovea_exec* exec, fovea_attention_info* info) {
   return Report(exec, Describe(params, exec, info));
 }
+
+fovea_status fovea_linear_workspace_size(const fovea_linear_params* params, const fovea_exec* exec, size_t* bytes) {
+  if (!bytes) return Report(exec, Fail(FOVEA_ERR_INVALID_ARGUMENT, "bytes = NULL: must point to a size_t"));
+  LinearCall call;
+  fovea_status status = CheckLinearCall(params, exec, CheckData::kNo, &call);
+  if (status == FOVEA_OK) status = LinearWorkspaceBytes(call.p, call.e.flags, *call.target, call.workers, bytes);
+  return Report(exec, status);
+}
+
+fovea_status fovea_linear(const fovea_linear_params* params, const fovea_exec* exec) { return Report(exec, Linear(params, exec)); }
 
 fovea_status fovea_attention_merge(int32_t n, const fovea_tensor* outs, const fovea_tensor* lses, int64_t batch, int64_t num_heads,
                                    int64_t rows, int64_t v_head_dim, const fovea_tensor* out, const fovea_tensor* lse,

@@ -14,6 +14,9 @@
 
 namespace fovea {
 
+// Below this cost (FLOP, see TaskCost in plan.cc; some 60 us of one core) a call stays on its thread: waking a sleeping pool costs 40-80 us.
+constexpr double kSerialCost = 3e6;
+
 // Set in a forked child, whose OpenMP pool has no threads: entering it would hang. (api.cc registers the handler when the library loads.)
 extern std::atomic<bool> forked_child;
 

@@ -4,13 +4,12 @@
 
 #include <algorithm>
 
+#include "lib/carver.h"
 #include "lib/error.h"
 #include "lib/validate.h"
 
 namespace fovea {
 namespace {
-
-constexpr size_t kAlign = 64;
 
 // Split points over keys, for calls of few rows: parts of at least kMinPartKeys keys, at most kMaxParts of them, and at most PartRows
 // partial rows per kv head (fewer where there are many kv heads to share the work), so that the workspace stays small and does not grow
@@ -23,9 +22,6 @@ int64_t PartRows(int64_t num_kv_heads) { return std::clamp<int64_t>(1024 / num_k
 constexpr int64_t kTaskScratchBudget = 256 * 1024;
 // More tiles where K or V rows are copied: rows 4 KB and more apart are as many pages, and each task walks them all.
 constexpr int64_t kCopyScratchBudget = 1280 * 1024;
-
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
 
 // Keys per part for a sequence of `rows` lanes per kv head; kv_len or more: not split.
 int64_t PartKeys(const fovea_attention_params& p, int64_t rows, int64_t kv_len, uint32_t flags) {
@@ -43,27 +39,6 @@ bool IsDecodeRows(const fovea_attention_params& p, int64_t rows, uint32_t flags)
   // The dot-product kernel does not know kv_positions yet.
   return rows <= kDecodeMaxRows && !(flags & FOVEA_BATCH_INVARIANT) && !p.kv_positions;
 }
-
-// Cuts memory into aligned arrays; with base null only counts. Overflow sticks.
-class Carver {
- public:
-  explicit Carver(char* base) : base_(base) {}
-  template <class T>
-  T* Take(int64_t count) {
-    char* const at = base_ + (base_ ? used_ : 0);
-    size_t bytes = 0;
-    overflow_ |= __builtin_mul_overflow(static_cast<size_t>(count), sizeof(T), &bytes) || bytes > SIZE_MAX / 4 ||
-                 __builtin_add_overflow(used_, (bytes + kAlign - 1) & ~(kAlign - 1), &used_);
-    return base_ ? reinterpret_cast<T*>(at) : nullptr;
-  }
-  size_t used() const { return used_; }
-  bool overflow() const { return overflow_; }
-
- private:
-  char* base_;
-  size_t used_ = 0;
-  bool overflow_ = false;
-};
 
 bool NeedsCopy(const fovea_attention_params& p) {
   return CopiesRows(p.k.dtype, p.k.stride_row) || CopiesRows(p.v.dtype, p.v.stride_row);
@@ -192,8 +167,7 @@ fovea_status BuildPlan(const fovea_attention_params& p, uint32_t flags, const Ta
     return Fail(FOVEA_ERR_WORKSPACE_TOO_SMALL, "workspace_bytes = %zu: must be at least %zu for these shapes and %d threads", bytes,
                 need, workers);
   }
-  char* base = static_cast<char*>(mem) + (kAlign - reinterpret_cast<uintptr_t>(mem) % kAlign) % kAlign;
-  Carver c(base);
+  Carver c(AlignUp(mem));
   fovea_plan* plan = c.Take<fovea_plan>(1);
   memset(plan, 0, sizeof *plan);
   plan->lengths_hash = LengthsHash(p);

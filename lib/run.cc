@@ -11,9 +11,6 @@
 namespace fovea {
 namespace {
 
-// Below this cost (FLOP, see TaskCost; some 60 us of one core) a call stays on its thread: waking a sleeping pool costs 40-80 us.
-constexpr double kSerialCost = 3e6;
-
 constexpr double kLn2 = 0.693147180559945309417;
 
 // Columns joined at once.

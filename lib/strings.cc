@@ -199,6 +199,10 @@ fovea_status fovea_kv_append_params_init(fovea_kv_append_params* params, size_t 
 
 fovea_status fovea_exec_init(fovea_exec* exec, size_t size) { return fovea::InitStruct(exec, size, "fovea_exec_init"); }
 
+fovea_status fovea_linear_params_init(fovea_linear_params* params, size_t size) {
+  return fovea::InitStruct(params, size, "fovea_linear_params_init");
+}
+
 fovea_status fovea_attention_info_init(fovea_attention_info* info, size_t size) {
   return fovea::InitStruct(info, size, "fovea_attention_info_init");
 }

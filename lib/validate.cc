@@ -1215,4 +1215,33 @@ fovea_status CheckKvAppend(const fovea_kv_append_params* user, fovea_kv_append_p
   return views.CheckOutputs(false);
 }
 
+fovea_status CheckLinear(const fovea_linear_params* user, CheckData data, fovea_linear_params* p) {
+  if (fovea_status s = CopyStruct(user, "params", "fovea_linear_params_init", p); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckLength("tokens", p->tokens); s != FOVEA_OK) return s;
+  const struct {
+    const char* name;
+    int64_t value;
+  } features[] = {{"in_features", p->in_features}, {"out_features", p->out_features}};
+  for (const auto& f : features) {
+    if (fovea_status s = CheckPositive(f.name, f.value); s != FOVEA_OK) return s;
+    if (f.value > kMaxLength) return Fail(kUnsupported, "%s = %" PRId64 ": must be below 2^30", f.name, f.value);
+  }
+  const int64_t rows = std::max<int64_t>(p->tokens, 1);
+  if (fovea_status s = CheckCount("tokens * in_features", rows, p->in_features, 1, 1); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckCount("tokens * out_features", rows, p->out_features, 1, 1); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckCount("in_features * out_features", p->in_features, p->out_features, 1, 1); s != FOVEA_OK) return s;
+  const int64_t x_extent[] = {1, 1, p->tokens, p->in_features}, w_extent[] = {1, 1, p->out_features, p->in_features};
+  const int64_t bias_extent[] = {1, 1, 1, p->out_features}, y_extent[] = {1, 1, p->tokens, p->out_features};
+  View y, x, w, bias;
+  if (fovea_status s = CheckTensor({{"y"}, Takes::kFloats, true, false}, y_extent, data, &p->y, &y); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckTensor({{"x"}, Takes::kFloats, true, false}, x_extent, data, &p->x, &x); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckTensor({{"w"}, Takes::kFloats, true, false}, w_extent, data, &p->w, &w); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckTensor({{"bias"}, Takes::kFloats, false, false}, bias_extent, data, &p->bias, &bias); s != FOVEA_OK) return s;
+  if (data == CheckData::kNo) return FOVEA_OK;
+  if (fovea_status s = CheckDistinct(y); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckDisjoint(y, x); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckDisjoint(y, w); s != FOVEA_OK) return s;
+  return CheckDisjoint(y, bias);
+}
+
 }  // namespace fovea

@@ -36,6 +36,9 @@ fovea_status CheckRopeTables(const fovea_rope_tables_params* user, fovea_rope_ta
 // p->rope points to *rope, whose heads and lengths are those of p, or is NULL.
 fovea_status CheckKvAppend(const fovea_kv_append_params* user, fovea_kv_append_params* p, fovea_rope_params* rope);
 
+// As CheckParams, of fovea_linear: behind it strides that no index uses are 0.
+fovea_status CheckLinear(const fovea_linear_params* user, CheckData data, fovea_linear_params* p);
+
 // Of checked params: sequence b's lengths, and the row of q (k) at which it begins in a packed tensor, 0 where padded.
 template <class Params>
 int64_t QLen(const Params& p, int64_t b) {

@@ -211,6 +211,35 @@ TEST_CASE("no allocation in rope, rope_tables and kv_append, on one thread and o
   }
 }
 
+TEST_CASE("no allocation in linear with a caller's workspace") {
+  const int64_t in = 300, out = 1000;
+  for (const int64_t tokens : {2, 40}) {
+    for (const int32_t threads : {1, 2}) {
+      const std::vector<float> x(static_cast<size_t>(tokens * in), 1.0f), w(static_cast<size_t>(out * in), 1.0f);
+      std::vector<float> y(static_cast<size_t>(tokens * out));
+      fovea_linear_params p;
+      fovea_linear_params_init(&p, sizeof p);
+      p.tokens = tokens, p.in_features = in, p.out_features = out;
+      p.x = fovea_tensor_bhsd(x.data(), FOVEA_F32, 1, tokens, in);
+      p.w = fovea_tensor_bhsd(w.data(), FOVEA_F32, 1, out, in);
+      p.y = fovea_tensor_bhsd(y.data(), FOVEA_F32, 1, tokens, out);
+      fovea_exec exec = Threads(threads);
+      size_t bytes = 0;
+      CHECK(Allocations([&] { fovea_linear_workspace_size(&p, &exec, &bytes); }) == 0);
+      std::vector<unsigned char> memory(bytes);
+      exec.workspace = memory.data();
+      exec.workspace_bytes = bytes;
+      fovea_status status = fovea_linear(&p, &exec);  // starts the pool
+      CHECK(status == FOVEA_OK);
+      CHECK(Allocations([&] { status = fovea_linear(&p, &exec); }) == 0);
+      CHECK(status == FOVEA_OK);
+      CHECK(y[0] == 300.0f);
+      p.in_features = 0;
+      CHECK(Allocations([&] { fovea_linear(&p, &exec); }) == 0);
+    }
+  }
+}
+
 TEST_CASE("no allocation in a caller's executor") {
   AttentionCase c(Spec(150, 300));
   fovea_exec exec = Threads(3);

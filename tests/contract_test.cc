@@ -10,13 +10,10 @@
 #include <limits>
 #include <vector>
 
-#if defined(__x86_64__) || defined(__i386__)
-#include <immintrin.h>
-#endif
-
 #include "lib/reference.h"
 #include "tests/harness/attention_case.h"
 #include "tests/harness/environment.h"
+#include "tests/harness/fp_control.h"
 
 namespace fovea_test {
 namespace {
@@ -496,26 +493,8 @@ TEST_CASE("subnormal K with a large Q decides the softmax") {
 
 // ---- The floating-point environment --------------------------------------------------------------------------------
 
-namespace {
-
-#if defined(__x86_64__) || defined(__i386__)
-uint32_t FpControl() { return _mm_getcsr() & ~0x3fu; }  // without the sticky exception flags
-void SetFpControl(uint32_t control) { _mm_setcsr(control); }
-constexpr uint32_t kFlushAll = 0x8040;
-#elif defined(__aarch64__)
-uint32_t FpControl() {
-  uint64_t control;
-  asm volatile("mrs %0, fpcr" : "=r"(control));
-  return static_cast<uint32_t>(control);
-}
-void SetFpControl(uint32_t control) { asm volatile("msr fpcr, %0" : : "r"(uint64_t{control})); }
-constexpr uint32_t kFlushAll = 1u << 24;
-#endif
-
-}  // namespace
-
 TEST_CASE("caller's rounding mode and flush-to-zero change no bit, and are restored") {
-#if defined(__x86_64__) || defined(__i386__) || defined(__aarch64__)
+#ifdef FOVEA_TEST_FP_CONTROL
   for (const RowsAndKeys& shape : kShapes) {
     AttentionCase c(Spec(shape));
     for (int64_t j = 0; j < shape.kv_len; ++j) {
@@ -548,7 +527,7 @@ TEST_CASE("caller's rounding mode and flush-to-zero change no bit, and are resto
 }
 
 TEST_CASE("caller's rounding mode and flush-to-zero: run_tasks and merge too") {
-#if defined(__x86_64__) || defined(__i386__) || defined(__aarch64__)
+#ifdef FOVEA_TEST_FP_CONTROL
   AttentionCase c(Spec({25, 129}));
   const fovea_exec one = Threads(1);
   size_t bytes = 0;

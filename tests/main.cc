@@ -40,10 +40,22 @@ int Probe() {
   return get == forward && (forward != FOVEA_OK || out == 1.0f) ? forward : 99;
 }
 
+// For tools/run_suite.py.
+int ListTargets() {
+  for (int32_t i = 0; i < fovea_target_count(); ++i) {
+    fovea_target_info info;
+    fovea_target_info_init(&info, sizeof info);
+    if (fovea_get_target_info(i, &info) != FOVEA_OK) return 1;
+    std::printf("%s %d %d\n", info.name, static_cast<int>(info.runnable), static_cast<int>(info.vector_bytes));
+  }
+  return 0;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
   if (std::getenv("FOVEA_TEST_PROBE_TARGET")) return Probe();
+  if (std::getenv("FOVEA_TEST_LIST")) return ListTargets();
   doctest::Context context(argc, argv);
 
   const char* asked = std::getenv("FOVEA_TARGET");

@@ -5,7 +5,9 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <iterator>
 #include <set>
+#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -34,6 +36,15 @@ struct Restore {
 
 // Starts this program as a probe (see main.cc) with FOVEA_TARGET = value, or without it; its exit code and its output.
 std::pair<int, std::string> Probe(const char* value) {
+  char self[4096] = "";
+  REQUIRE(readlink("/proc/self/exe", self, sizeof self - 1) > 0);
+  const char* runner = std::getenv("FOVEA_TEST_RUNNER");
+  std::istringstream words(runner ? runner : "");
+  std::vector<std::string> command{std::istream_iterator<std::string>(words), {}};
+  command.push_back(self);
+  std::vector<char*> argv;
+  for (std::string& word : command) argv.push_back(&word[0]);
+  argv.push_back(nullptr);
   int ends[2];
   REQUIRE(pipe(ends) == 0);
   const pid_t child = fork();
@@ -41,7 +52,7 @@ std::pair<int, std::string> Probe(const char* value) {
     dup2(ends[1], 1);
     setenv("FOVEA_TEST_PROBE_TARGET", "1", 1);
     value ? setenv("FOVEA_TARGET", value, 1) : unsetenv("FOVEA_TARGET");
-    execl("/proc/self/exe", "fovea_tests", static_cast<char*>(nullptr));
+    execvp(argv[0], argv.data());
     _exit(98);
   }
   close(ends[1]);

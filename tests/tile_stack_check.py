@@ -19,7 +19,7 @@ root = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(root / "tests"))
 from checks import Checks, command  # noqa: E402
 
-TILES = ["QkSoftmaxGroup<3>", "QkStoreGroup<3>", "PvTile<3>"]
+TILES = ["QkSoftmaxGroup<3>", "QkStoreGroup<3>", "PvTile<3>", "LinearGroup<3>"]
 # FMAs of one step: keys (or columns) of the tile times its 3 vectors.
 STEP = {"AVX2": 12, "AVX3": 24, "AVX3_DL": 24, "AVX3_ZEN4": 24, "AVX3_SPR": 24}
 LEAST_FMAS = 8

@@ -2,7 +2,7 @@
 
 # need_packages PACKAGE...: installs those Debian packages that are missing.
 need_packages() {
-  local missing=() package
+  local missing=() package native
   if ! command -v apt-get > /dev/null || ! command -v dpkg-query > /dev/null; then
     echo "This is no Debian or Ubuntu (no apt-get): install what these packages hold by hand: $*" >&2
     local tool
@@ -11,9 +11,11 @@ need_packages() {
     done
     return 0
   fi
+  native=$(dpkg --print-architecture)
   for package in "$@"; do
-    # dpkg-query prints "installed", "not-installed", "config-files"; nothing for a name it has never seen.
-    [ "$(dpkg-query -W -f='${db:Status-Status}' "$package" 2> /dev/null)" = installed ] || missing+=("$package")
+    # A line per architecture: "installed", "not-installed", "config-files"; none for a name it has never seen.
+    dpkg-query -W -f='${db:Status-Status} ${Architecture}\n' "$package" 2> /dev/null |
+      grep -qx "installed \($native\|all\|${package##*:}\)" || missing+=("$package")
   done
   [ ${#missing[@]} -gt 0 ] || return 0
 
@@ -26,6 +28,7 @@ need_packages() {
     sudo=(sudo)
   fi
   echo "Installing: ${missing[*]}"
+  if [[ " ${missing[*]} " == *:arm64\ * ]]; then "${sudo[@]}" dpkg --add-architecture arm64 || return 1; fi
   "${sudo[@]}" apt-get update -qq || return 1
   "${sudo[@]}" env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends "${missing[@]}" > /dev/null || {
     echo "apt-get could not install: ${missing[*]}" >&2
@@ -46,3 +49,5 @@ configure() {
 }
 
 build_packages=(g++ meson ninja-build pkg-config libhwy-dev libcli11-dev libfmt-dev nlohmann-json3-dev)
+# libgomp1:arm64 and libstdc++6:arm64 are what qemu-aarch64 -L / loads.
+aarch64_packages=(g++-aarch64-linux-gnu libhwy-dev:arm64 libgomp1:arm64 libstdc++6:arm64 qemu-user)

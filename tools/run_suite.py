@@ -1,12 +1,13 @@
 #!/usr/bin/env python3
 """Runs what tools/test.sh has built, and counts.
 
-    tools/run_suite.py BUILD_DIR [--only-suite NAME] [--no-checks] [--fuzz PROGRAM]
+    tools/run_suite.py BUILD_DIR [--no-checks] [--fuzz PROGRAM] [--emulate AARCH64_BUILD_DIR [--emulate-avx512]]
 
-build/tests/fovea_tests runs once per instruction set that this CPU has (FOVEA_TARGET), its suite "once" a single time.
-A test case on one target counts as one, so does each line "PASS name", "FAIL name" or "SKIP name" of the check scripts.
-Cases on compiled targets that this CPU lacks count as skipped. A program that is missing, crashes or says nothing
-counts as failed.
+build/tests/fovea_tests runs once per instruction set that this CPU has (FOVEA_TARGET), its suite "once" a single time;
+with --emulate also on those it lacks, and on Arm's (tools/emulators.py). The list says which ran natively, which
+emulated and where, and which not at all. A test case on one target counts as one, so does each line "PASS name", "FAIL
+name" or "SKIP name" of the check scripts. Cases on compiled targets that did not run count as skipped. A program that is
+missing, crashes or says nothing counts as failed.
 """
 import argparse
 import json
@@ -17,6 +18,8 @@ import subprocess
 import sys
 import tempfile
 import time
+
+from emulators import emulate
 
 root = pathlib.Path(__file__).resolve().parent.parent
 FUZZ_RUNS = 20000
@@ -29,13 +32,13 @@ class Table:
 
     def add(self, name, how, passed, failed, skipped):
         now = time.monotonic()
-        self.rows.append((name, how, passed, failed, skipped, round(now - self.last)))
+        self.rows.append((name, how, passed, failed, skipped, round(now - self.last), ""))
         self.last = now
 
     def print(self):
-        print(f"\n{'target':<12} {'ran':<8} {'passed':>7} {'failed':>7} {'skipped':>8} {'seconds':>8}")
+        print(f"\n{'target':<14} {'ran':<8} {'passed':>7} {'failed':>7} {'skipped':>8} {'seconds':>8}")
         for row in self.rows:
-            print("{:<12} {:<8} {:>7} {:>7} {:>8} {:>8}".format(*row))
+            print("{:<14} {:<8} {:>7} {:>7} {:>8} {:>8}  {}".format(*row).rstrip())
         total = [sum(row[i] for row in self.rows) for i in (2, 3, 4)]
         print("\n{} passed, {} failed, {} skipped".format(*total))
         return total
@@ -60,7 +63,11 @@ def run(args, env=None):
 
 def doctest(program, filters, env=None):
     """(passed, failed) test cases of a doctest program; a failure too if it ended otherwise than its summary says."""
-    status, output = run([program, *filters], env)
+    return summarize(*run([program, *filters], env))
+
+
+def summarize(status, output):
+    """The same, of what a run has left."""
     summary = re.search(r"test cases:\s*(\d+) \|\s*(\d+) passed \|\s*(\d+) failed", output)
     if not summary:
         return 0, 1
@@ -103,6 +110,9 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("build", type=lambda path: pathlib.Path(path).resolve())
     parser.add_argument("--no-checks", action="store_true", help="not the installed library, the ABI and the objects")
+    parser.add_argument("--emulate", type=lambda path: pathlib.Path(path).resolve(), metavar="AARCH64_BUILD",
+                        help="the targets that this CPU lacks, and this aarch64 build's, under emulators")
+    parser.add_argument("--emulate-avx512", action="store_true", help="AVX-512 under its emulator, had it or not")
     parser.add_argument("--fuzz", type=pathlib.Path, help="a libFuzzer program to run for a bounded count")
     options = parser.parse_args()
     build, table = options.build, Table()
@@ -116,12 +126,21 @@ def main():
     if not any(target["runnable"] for target in targets):
         table.add("fovea info", "failed", 0, 1, 0)
     filters = ["-tse=once"]
+    lacking = [target["name"] for target in targets if not target["runnable"]]
     for target in targets:
         if target["runnable"]:
             table.add(target["name"], "native", *doctest(tests, filters, {"FOVEA_TARGET": target["name"]}), 0)
-        else:
+        elif not options.emulate:
             table.add(target["name"], "not run", 0, 0, count_cases(tests, filters))
     table.add("once", "", *doctest(tests, ["-ts=once"]), 0)
+    if options.emulate:
+        avx512 = [name for name in (target["name"] for target in targets) if name.startswith("AVX3")]
+        table.rows += emulate(options.emulate / "tests/fovea_tests", tests,
+                              avx512 if options.emulate_avx512 else lacking, filters, summarize,
+                              lambda: count_cases(tests, filters))
+        table.last = time.monotonic()
+        if not options.no_checks:
+            table.add("objects, arm", "", *checks([root / "tools/check_objects", options.emulate]))
     table.add("npy", "", *doctest(build / "tools/npy_test", []), 0)
     table.add("cli", "", *checks([sys.executable, root / "tests/cli_test.py", cli]))
     if (build / "bench/bench_prefill").exists():

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the tests need, builds, and runs every test on every instruction set of this CPU. The last line is
+# Installs what the tests need, builds, and runs every test on every instruction set of this CPU; with --emulate on the others too. The last line is
 # "N passed, N failed, N skipped"; the exit status is 0 only if nothing failed and everything that should run did.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -7,9 +7,12 @@ cd "$(dirname "$0")/.."
 
 usage() {
   cat << 'END'
-tools/test.sh [--compiler gcc|clang] [--sanitize | --thread-sanitize] [--jobs N]
+tools/test.sh [--compiler gcc|clang] [--emulate [--emulate-avx512] | --sanitize | --thread-sanitize] [--jobs N]
 
   --compiler clang   build with clang++-19 rather than g++
+  --emulate          also the instruction sets that this CPU lacks: Arm's NEON, SVE and SVE2 (cross-built with g++) under
+                     qemu-user, AVX-512 under Bochs
+  --emulate-avx512   with --emulate: AVX-512 under Bochs even if this CPU has it
   --sanitize         the suite under AddressSanitizer and UndefinedBehaviorSanitizer
   --thread-sanitize  the suite under ThreadSanitizer (clang, libomp and its Archer)
   --jobs N           parallel compilations
@@ -22,7 +25,7 @@ fail_usage() {
   exit 2
 }
 
-compiler=gcc mode=plain jobs=()
+compiler=gcc mode=plain emulate= avx512= jobs=()
 while [ $# -gt 0 ]; do
   case $1 in
     --compiler | --jobs)
@@ -32,12 +35,18 @@ while [ $# -gt 0 ]; do
       ;;
     --sanitize) mode=address ;;
     --thread-sanitize) mode=thread ;;
-    --emulate) fail_usage "--emulate does not exist yet: only instruction sets of this CPU are run" ;;
+    --emulate) emulate=1 ;;
+    --emulate-avx512) avx512=1 ;;
     -h | --help) usage; exit 0 ;;
     *) fail_usage "unknown option $1" ;;
   esac
   shift
 done
+[ -z "$avx512" ] || [ -n "$emulate" ] || fail_usage "--emulate-avx512 goes with --emulate"
+if [ -n "$emulate" ]; then
+  [ $mode = plain ] || fail_usage "--emulate is not for sanitizers"
+  [ "$(uname -m)" = x86_64 ] || fail_usage "--emulate is for x86-64: this is $(uname -m)"
+fi
 [ "$compiler" = gcc ] || [ "$compiler" = clang ] || fail_usage "--compiler gcc or clang"
 
 # Bare names: meson finds them, and CC and CXX are what the consumers' programs are built with.
@@ -70,6 +79,12 @@ case $mode in
 esac
 ninja -C $build "${jobs[@]}"
 
+if [ -n "$emulate" ]; then
+  need_packages "${aarch64_packages[@]}"
+  [ -f build-aarch64/build.ninja ] || configure build-aarch64 --cross-file tools/cross-aarch64.ini -Dbench=false -Dtools=false
+  ninja -C build-aarch64 "${jobs[@]}"
+fi
+
 suite=(/usr/bin/python3 tools/run_suite.py $build)
 case $mode in
   plain)
@@ -78,6 +93,8 @@ case $mode in
       -Db_sanitize=address,undefined -Db_lundef=false -Dcpp_args=-fsanitize=fuzzer-no-link
     ninja -C build-fuzz "${jobs[@]}" tests/fuzz/fuzz_attention
     use_$compiler
+    [ -z "$emulate" ] || suite+=(--emulate build-aarch64)
+    [ -z "$avx512" ] || suite+=(--emulate-avx512)
     "${suite[@]}" --fuzz build-fuzz/tests/fuzz/fuzz_attention
     ;;
   address)

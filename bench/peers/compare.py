@@ -58,9 +58,62 @@ class Row:
         return f"{self.flop / seconds / 1e9:.1f} GFLOP/s"
 
 
+    def tensors(self, rng):
+        return [aligned_random(rng, (1, heads, length, self.head_dim)) for heads, length in
+                ((self.num_q_heads, self.q_len), *[(self.num_kv_heads, self.kv_len)] * 2)]
+
+    def prepare(self, fovea, tensors, threads):
+        """fovea's call, where its result lies, what ran, and by how much a peer's may differ."""
+        import numpy
+        q, k, v = tensors
+        out = numpy.full_like(q, numpy.nan)
+        call = fovea.attention(q, k, v, out, self.causal, threads)
+        assert call.describe().flop == self.flop, "useful FLOP counted differently"
+        return call, out, call.describe().kernels.decode(), TOLERANCE * float(abs(v).max())
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearRow:
+    """A projection: x [tokens][in], w [out][in], bias [out]."""
+    tokens: int
+    in_features: int
+    out_features: int
+    op = "linear"
+    causal = False
+
+    @property
+    def flop(self):
+        return 2 * self.tokens * self.in_features * self.out_features
+
+    @property
+    def kv_bytes(self):
+        """What a call of few tokens reads: w."""
+        return 4 * self.in_features * self.out_features
+
+    def name(self, threads, target):
+        return f"linear/f32/n{self.tokens}/in{self.in_features}/out{self.out_features}/t{threads}@{target}"
+
+    def rate(self, seconds):
+        if self.tokens <= 8:
+            return f"{self.kv_bytes / seconds / 1e9:.1f} GB/s"
+        return f"{self.flop / seconds / 1e9:.1f} GFLOP/s"
+
+    def tensors(self, rng):
+        return [aligned_random(rng, shape) for shape in
+                ((self.tokens, self.in_features), (self.out_features, self.in_features), (self.out_features,))]
+
+    def prepare(self, fovea, tensors, threads):
+        import numpy
+        y = numpy.full((self.tokens, self.out_features), numpy.nan, numpy.float32)
+        call = fovea.linear(*tensors, y, threads)
+        call()
+        return call, y, "fovea_linear", TOLERANCE * float(abs(y).max())
+
+
 ROWS = [Row("prefill", d, s, s, 8, 8, causal) for causal in (False, True) for d in (64, 128) for s in (128, 512, 2048)]
 ROWS += [Row("prefill", 128, 1024, 1024, 32, 8, causal=True)]
 ROWS += [Row("decode", 128, 1, kv, 32, kv_heads) for kv_heads in (8, 32) for kv in (1024, 8192)]
+ROWS += [LinearRow(tokens, 4096, 4096) for tokens in (1, 8, 64, 2048)]
 
 
 def settle():
@@ -87,11 +140,12 @@ def timed(call, repeats, threads):
 class Missing:
     """Stands for a peer that could not be installed or imported: its rows say so."""
     version = "not available"
+    ops = ("prefill", "decode", "linear")
 
     def __init__(self, name, error):
         self.name, self.error = name, error
 
-    def ways(self, row, q, k, v, threads):
+    def ways(self, row, *tensors_and_threads):
         def make():
             raise self.error
         yield "import", make
@@ -130,14 +184,10 @@ class Contestant:
 
 def measure(row, threads, fovea, providers, args, tensors):
     """One result per provider, fovea's first."""
-    import numpy
-    q, k, v = tensors
-    out = numpy.full_like(q, numpy.nan)
-    call = fovea.attention(q, k, v, out, row.causal, threads)
+    call, out, kernels, limit = row.prepare(fovea, tensors, threads)
     call()
-    assert call.describe().flop == row.flop, "useful FLOP counted differently"
-    expected, limit = out.copy(), TOLERANCE * float(abs(v).max())
-    contestants = [Contestant(p, row, tensors, threads, expected, limit) for p in providers]
+    expected = out.copy()
+    contestants = [Contestant(p, row, tensors, threads, expected, limit) for p in providers if row.op in p.ops]
     live = [c for c in contestants if c.call]
     own_seconds = min(timed(call, 1, threads) for _ in range(3))
     own_times = []
@@ -171,7 +221,7 @@ def measure(row, threads, fovea, providers, args, tensors):
                 "gbps": seconds and row.kv_bytes / seconds / 1e9, "pairs": len(times), **rest}
 
     results = [result("fovea", fovea.version(), own_times, ratio=1.0, max_diff=0.0, reason=None,
-                      via=call.describe().kernels.decode())]
+                      via=kernels)]
     for c in contestants:
         results.append(result(c.provider.name, c.provider.version, c.times, max_diff=c.max_diff, reason=c.reason,
                               ratio=statistics.median(c.ratios) if c.ratios else None, tolerance=limit, via=c.via,
@@ -304,9 +354,7 @@ def main():
         if not args.filter.search(name):
             continue
         print(name, flush=True)
-        tensors = [aligned_random(rng, (1, heads, length, row.head_dim))
-                   for heads, length in ((row.num_q_heads, row.q_len), *[(row.num_kv_heads, row.kv_len)] * 2)]
-        results = measure(row, threads, fovea, providers, args, tensors)
+        results = measure(row, threads, fovea, providers, args, row.tensors(rng))
         by_row.append((row, results))
         for result in results:
             print(line(row, result), flush=True)

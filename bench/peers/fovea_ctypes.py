@@ -41,6 +41,11 @@ class Exec(ctypes.Structure):
                 ("error_text", c_void_p), ("error_capacity", c_size_t)]
 
 
+class LinearParams(ctypes.Structure):
+    _fields_ = [("struct_size", c_uint64), ("tokens", c_int64), ("in_features", c_int64), ("out_features", c_int64),
+                ("x", Tensor), ("w", Tensor), ("bias", Tensor), ("y", Tensor)]
+
+
 class AttentionInfo(ctypes.Structure):
     _fields_ = [("struct_size", c_uint64), ("target", c_char * 32), ("kernels", c_char * 160),
                 ("conversions", c_char * 64), ("num_threads", c_int32), ("phases", c_int32), ("tasks", c_int64),
@@ -48,7 +53,7 @@ class AttentionInfo(ctypes.Structure):
 
 
 STRUCTS = {"fovea_tensor": Tensor, "fovea_attention_params": AttentionParams, "fovea_exec": Exec,
-           "fovea_attention_info": AttentionInfo}
+           "fovea_attention_info": AttentionInfo, "fovea_linear_params": LinearParams}
 
 
 def check_layout(path=REPO / "tests/abi_layout.txt"):
@@ -80,11 +85,14 @@ class Fovea:
         self.lib.fovea_version_str.restype = c_char_p
         self.lib.fovea_tensor_bhsd.restype = Tensor
         self.lib.fovea_tensor_bhsd.argtypes = [c_void_p, c_int32, c_int64, c_int64, c_int64]
-        for init in ("fovea_attention_params_init", "fovea_exec_init", "fovea_attention_info_init"):
+        for init in ("fovea_attention_params_init", "fovea_exec_init", "fovea_attention_info_init",
+                     "fovea_linear_params_init"):
             getattr(self.lib, init).argtypes = [c_void_p, c_size_t]
         self.lib.fovea_attention_workspace_size.argtypes = [POINTER(AttentionParams), POINTER(Exec), POINTER(c_size_t)]
         self.lib.fovea_attention_describe.argtypes = [POINTER(AttentionParams), POINTER(Exec), POINTER(AttentionInfo)]
         self.lib.fovea_attention_forward.argtypes = [POINTER(AttentionParams), POINTER(Exec)]
+        self.lib.fovea_linear_workspace_size.argtypes = [POINTER(LinearParams), POINTER(Exec), POINTER(c_size_t)]
+        self.lib.fovea_linear.argtypes = [POINTER(LinearParams), POINTER(Exec)]
         self._check_params()
 
     def check(self, status):
@@ -93,7 +101,8 @@ class Fovea:
 
     def init(self, struct):
         value = struct()
-        name = {AttentionParams: "attention_params", Exec: "exec", AttentionInfo: "attention_info"}[struct]
+        name = {AttentionParams: "attention_params", Exec: "exec", AttentionInfo: "attention_info",
+                LinearParams: "linear_params"}[struct]
         self.check(getattr(self.lib, f"fovea_{name}_init")(byref(value), ctypes.sizeof(struct)))
         return value
 
@@ -125,6 +134,32 @@ class Fovea:
     def attention(self, q, k, v, out, causal=False, num_threads=0):
         """A Call over [batch][heads][rows][head_dim] f32 arrays (NumPy, or anything with shape and ctypes.data)."""
         return Call(self, q, k, v, out, causal, num_threads)
+
+    def linear(self, x, w, bias, y, num_threads=0):
+        """A LinearCall: y = x w^T + bias over f32 arrays [tokens][in], [out][in], [out], [tokens][out]."""
+        return LinearCall(self, x, w, bias, y, num_threads)
+
+
+class LinearCall:
+    """One prepared projection with a workspace of its own. The arrays stay referenced."""
+
+    def __init__(self, fovea, x, w, bias, y, num_threads):
+        self.fovea, self.arrays = fovea, (x, w, bias, y)
+        self.params, self.exec = fovea.init(LinearParams), fovea.init(Exec)
+        p = self.params
+        p.tokens, p.in_features, p.out_features = *x.shape, w.shape[0]
+        p.x, p.w, p.bias, p.y = (fovea.lib.fovea_tensor_bhsd(a.ctypes.data, F32, 1, a.size // a.shape[-1], a.shape[-1])
+                                 for a in self.arrays)
+        self.exec.num_threads = num_threads
+        size = c_size_t()
+        fovea.check(fovea.lib.fovea_linear_workspace_size(p, self.exec, byref(size)))
+        self.workspace = ctypes.create_string_buffer(size.value)
+        self.exec.workspace, self.exec.workspace_bytes = ctypes.addressof(self.workspace), size.value
+        self._refs = byref(p), byref(self.exec)
+
+    def __call__(self):
+        if self.fovea.lib.fovea_linear(*self._refs):
+            self.fovea.check(1)
 
 
 class Call:

@@ -1,7 +1,7 @@
 """The peers, each as its users call it: tensors, sessions and output buffers are made outside of what is timed.
 
-A provider lists, for a row, its ways to compute it as (via, make) pairs; make() gives (call, output), output() the
-result of the last call as an array [1][heads][rows][head_dim]. compare.py tries every way and keeps the fastest that
+A provider lists, for a row of one of its ops, its ways to compute it as (via, make) pairs; make() gives (call, output),
+output() the result of the last call as an array [1][heads][rows][head_dim], of linear [tokens][out]. compare.py tries every way and keeps the fastest that
 is right.
 """
 import numpy
@@ -9,14 +9,26 @@ import numpy
 
 class Torch:
     name = "torch"
+    ops = ("prefill", "decode", "linear")
 
     def __init__(self):
         import torch
         self.torch, self.version = torch, torch.__version__
         torch.set_grad_enabled(False)
 
+    def _linear(self, x, w, bias, threads):
+        self.torch.set_num_threads(threads)
+        result = []
+
+        def call():
+            result[:] = [self.torch.nn.functional.linear(x, w, bias)]
+        return call, lambda: result[0].numpy()
+
     def ways(self, row, q, k, v, threads):
         q, k, v = map(self.torch.from_numpy, (q, k, v))
+        if row.op == "linear":
+            yield "nn.functional.linear", lambda: self._linear(q, k, v, threads)
+            return
         sdpa = self.torch.nn.functional.scaled_dot_product_attention
 
         def make(q, shape, **options):
@@ -39,6 +51,7 @@ class Torch:
 
 class OnnxRuntime:
     name = "onnxruntime"
+    ops = ("prefill", "decode")
 
     def __init__(self):
         import onnx
@@ -113,6 +126,7 @@ class OnnxRuntime:
 
 class OpenVino:
     name = "openvino"
+    ops = ("prefill", "decode")
 
     def __init__(self):
         import openvino

@@ -310,6 +310,37 @@ FOVEA_API fovea_status fovea_attention_info_init(fovea_attention_info* info, siz
 FOVEA_API fovea_status fovea_attention_describe(const fovea_attention_params* params, const fovea_exec* exec,
                                                 fovea_attention_info* info);
 
+/* ---- Linear ------------------------------------------------------------------------------------------------------- */
+
+/* y = x W^T + bias, a projection of a transformer layer (torch.nn.functional.linear):
+ *   y[t][o] = sum_i x[t][i] * w[o][i] + bias[o]       summed in f32; lib/NUMERICS.md has the order and the error bound
+ * x, w and y are matrices: stride_row is free (negative, and 0 for inputs, included), columns are contiguous, stride_batch and
+ * stride_head are not read. Inputs may overlap one another; y overlaps nothing. NaN or Inf in a token reaches its own row of y,
+ * in a row of w its own column. x, w, bias and y are F32, BF16 or F16 each, in any mix; y is rounded once.
+ * Up to 8 tokens are dot products over w where it lies, read once at the speed of memory; more take the register tile of
+ * attention, blocked. With FOVEA_BATCH_INVARIANT all calls do, and a token's bits do not depend on how many share the call.
+ * Source: Van Zee & van de Geijn 2015, "BLIS". */
+typedef struct fovea_linear_params {
+  uint64_t struct_size; /* set by fovea_linear_params_init */
+  int64_t tokens;       /* may be 0; at most 2^30 - 1, as are the two below */
+  int64_t in_features;  /* positive */
+  int64_t out_features; /* positive */
+  fovea_tensor x;       /* [tokens][in_features] */
+  fovea_tensor w;       /* [out_features][in_features], as torch.nn.Linear.weight */
+  fovea_tensor bias;    /* optional, [out_features], contiguous */
+  fovea_tensor y;       /* [tokens][out_features] */
+} fovea_linear_params;
+
+FOVEA_API fovea_status fovea_linear_params_init(fovea_linear_params* params, size_t size); /* as fovea_attention_params_init */
+
+/* Bytes of exec->workspace that fovea_linear needs for these extents, dtypes, threads, flags and the chosen target; reads no data. Monotone
+ * in tokens. */
+FOVEA_API fovea_status fovea_linear_workspace_size(const fovea_linear_params* params, const fovea_exec* exec, size_t* bytes);
+
+/* Every argument is checked before anything is written. The same bits for any number of threads, any executor, any strides; threads, fork and
+ * OpenMP regions as in fovea_attention_forward. */
+FOVEA_API fovea_status fovea_linear(const fovea_linear_params* params, const fovea_exec* exec);
+
 /* ---- Merge -------------------------------------------------------------------------------------------------------- */
 
 /* Joins n partial results over disjoint sets of keys (threads, devices, hosts), in their order:

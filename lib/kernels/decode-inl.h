@@ -18,6 +18,7 @@
 
 #include "hwy/highway.h"
 #include "lib/kernels/convert-inl.h"
+#include "lib/kernels/dot-inl.h"
 #include "lib/kernels/query_tile-inl.h"
 #include "lib/kernels/score-inl.h"
 
@@ -35,36 +36,6 @@ constexpr size_t kChunkKeys = 8;
 HWY_INLINE size_t PadToVector(size_t n) {
   const size_t N = hn::Lanes(DF());
   return (n + N - 1) / N * N;
-}
-
-#if HWY_TARGET != HWY_SCALAR && !HWY_HAVE_SCALABLE
-// Sum of a vector's 128-bit blocks.
-HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> SumOfBlocks(hn::FixedTag<float, 4> /*d*/, hn::Vec<hn::FixedTag<float, 4>> v) { return v; }
-template <class D, class V = hn::Vec<D>>
-HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> SumOfBlocks(D /*d*/, V v) {
-  const hn::Half<D> half;
-  return SumOfBlocks(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
-}
-#endif
-
-// sums[0 .. 4) = the sums of the lanes of a, b, c, e, each in the same fixed order.
-template <class V>
-HWY_INLINE void SumOfLanes4(V a, V b, V c, V e, float* sums) {
-  const DF d;
-#if HWY_TARGET != HWY_SCALAR && !HWY_HAVE_SCALABLE
-  // Within each block of 4: two adds of interleaved pairs leave [a b c e].
-  const hn::Repartition<uint64_t, DF> d64;
-  const V ab = hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
-  const V ce = hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e));
-  const auto ab64 = hn::BitCast(d64, ab), ce64 = hn::BitCast(d64, ce);
-  const V abce = hn::Add(hn::BitCast(d, hn::InterleaveLower(d64, ab64, ce64)), hn::BitCast(d, hn::InterleaveUpper(d64, ab64, ce64)));
-  hn::StoreU(SumOfBlocks(d, abce), hn::FixedTag<float, 4>(), sums);
-#else
-  sums[0] = hn::GetLane(hn::SumOfLanes(d, a));
-  sums[1] = hn::GetLane(hn::SumOfLanes(d, b));
-  sums[2] = hn::GetLane(hn::SumOfLanes(d, c));
-  sums[3] = hn::GetLane(hn::SumOfLanes(d, e));
-#endif
 }
 
 // How the walk over K and V meets the memory system; all of it measured (bench_decode), none of it visible in the results' bits.
@@ -251,6 +222,13 @@ struct DecodeBlock {
   size_t half;
 };
 
+// The rows that come kPrefetchRows after n rows from `key`: at the end of a page the hardware's prefetchers lose the stream.
+template <class T>
+HWY_INLINE void PrefetchPaged(const AttentionTask& t, const Side& side, T /*its type*/, int32_t key, size_t n, size_t dim) {
+  const int32_t first = key + kPrefetchRows, end = HWY_MIN(first + static_cast<int32_t>(n), t.kv_end);
+  for (int32_t j = first; j < end; ++j) PrefetchRow(static_cast<const T*>(SideRow(t, side, j)), dim);
+}
+
 // Scores of the block's keys [first, first + n), counted from begin and one stride apart, for all rows.
 template <class T>
 HWY_INLINE void DotKeyRange(const AttentionTask& t, T /*type of K*/, DecodeRow* rows, size_t num_rows, const DecodeBlock& block, size_t first,
@@ -259,7 +237,8 @@ HWY_INLINE void DotKeyRange(const AttentionTask& t, T /*type of K*/, DecodeRow* 
   const size_t at = block.half * kDecodeKeys + static_cast<size_t>(block.begin - block.kb) + first;
   const int64_t stride = t.k_stride_row;
   const T* k = static_cast<const T*>(KRow(t, block.begin + static_cast<int32_t>(first)));
-  const bool ahead = num_rows >= kPrefetchFrom;
+  if (t.block_table) PrefetchPaged(t, KSide(t), T(), block.begin + static_cast<int32_t>(first), n, dim);
+  const bool ahead = num_rows >= kPrefetchFrom && !t.block_table;
   size_t r = 0;
   for (; r + 4 <= num_rows; r += 4) DotChunk<4>(k, stride, rows[r].q, pitch, dim, n, ahead && r == 0, rows[r].p + at);
   for (; r + 2 <= num_rows; r += 2) DotChunk<2>(k, stride, rows[r].q, pitch, dim, n, ahead && r == 0, rows[r].p + at);
@@ -282,7 +261,9 @@ HWY_INLINE void PvKeyRange(const AttentionTask& t, T /*type of V*/, DecodeRow* r
     }
     return;
   }
-  if (num_rows >= kPrefetchFrom) {
+  if (t.block_table) {
+    PrefetchPaged(t, VSide(t), T(), block.begin + static_cast<int32_t>(first), n, dim);
+  } else if (num_rows >= kPrefetchFrom) {
     for (size_t j = 0; j < n; ++j) PrefetchRow(v + (static_cast<int64_t>(j) + kPrefetchRows) * stride, dim);
   }
   size_t r = 0;

@@ -18,12 +18,14 @@ int64_t LivePairs(const AttentionTask& t, const KernelScratch& s, bool padded);
 void AddWeighted(int32_t dtype, const void* row, float weight, int64_t n, float* sum);
 void StoreSum(const float* sum, int64_t n, int32_t dtype, void* out);
 void Rope(const RopeTask& t);
+void LinearMultiplyF32(const LinearBlock& t);
+extern const LinearTypeKernels kLinearKernels[3];
 
 static HWY_NOINLINE int32_t VectorLanes() { return static_cast<int32_t>(hwy::HWY_NAMESPACE::Lanes(DF())); }
 
 extern const KernelTable kTable;
 const KernelTable kTable = {&VectorLanes, kTileKeys, &PrefillF32, &DecodeF32, &ScoresF32, &LivePairs, &AddWeighted, &StoreSum,
-                            &Rope};
+                            &Rope, &LinearMultiplyF32, kLinearKernels};
 
 }  // namespace HWY_NAMESPACE
 }  // namespace fovea

@@ -98,13 +98,29 @@ HWY_INLINE void QkTile(const float* const* HWY_RESTRICT k, const float* qt, size
   }
 }
 
+// R rows of NV vectors at o += the accumulators.
+template <int R, int NV, class V>
+HWY_INLINE void AddRows(float* HWY_RESTRICT o, V a0, V b0, V c0, V a1, V b1, V c1, V a2, V b2, V c2, V a3, V b3, V c3, V a4, V b4,
+                        V c4, V a5, V b5, V c5, V a6, V b6, V c6, V a7, V b7, V c7) {
+  const DF d;
+  const size_t N = hn::Lanes(d), L = NV * N;
+  const auto add = [&](V x, float* to) HWY_ATTR { hn::Store(hn::Add(hn::Load(d, to), x), d, to); };
+  const auto row = [&](size_t r, V a, V b, V c) HWY_ATTR {
+    if (r >= size_t{R}) return;
+    add(a, o + r * L);
+    if constexpr (NV > 1) add(b, o + r * L + N);
+    if constexpr (NV > 2) add(c, o + r * L + 2 * N);
+  };
+  row(0, a0, b0, c0), row(1, a1, b1, c1), row(2, a2, b2, c2), row(3, a3, b3, c3);
+  row(4, a4, b4, c4), row(5, a5, b5, c5), row(6, a6, b6, c6), row(7, a7, b7, c7);
+}
+
 // O^T rows [0, R) of ot += sum over n keys of V[j][R columns from col] * P^T[j]. A row's bits do not depend on R. The sum of a block starts
 // at 0 and is added once: rounding grows with keys per block plus blocks, not with keys.
 template <int R, int NV>
 HWY_INLINE void PvRows(const float* const* HWY_RESTRICT v, size_t col, size_t n, const float* p, float* HWY_RESTRICT ot) {
   const DF d;
   using V = hn::Vec<DF>;
-  const size_t N = hn::Lanes(d), L = NV * N;
   V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0;
   V b0 = a0, b1 = a0, b2 = a0, b3 = a0, b4 = a0, b5 = a0, b6 = a0, b7 = a0;
   V c0 = a0, c1 = a0, c2 = a0, c3 = a0, c4 = a0, c5 = a0, c6 = a0, c7 = a0;
@@ -115,15 +131,7 @@ HWY_INLINE void PvRows(const float* const* HWY_RESTRICT v, size_t col, size_t n,
                    b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
     asm volatile("" : "+r"(v), "+r"(p));
   }
-  const auto add = [&](V x, float* o) HWY_ATTR { hn::Store(hn::Add(hn::Load(d, o), x), d, o); };
-  const auto store = [&](size_t r, V a, V b, V c) HWY_ATTR {
-    if (r >= size_t{R}) return;
-    add(a, ot + r * L);
-    if constexpr (NV > 1) add(b, ot + r * L + N);
-    if constexpr (NV > 2) add(c, ot + r * L + 2 * N);
-  };
-  store(0, a0, b0, c0), store(1, a1, b1, c1), store(2, a2, b2, c2), store(3, a3, b3, c3);
-  store(4, a4, b4, c4), store(5, a5, b5, c5), store(6, a6, b6, c6), store(7, a7, b7, c7);
+  AddRows<R, NV>(ot, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
 }
 
 // PV for all v_head_dim columns; the last ones by narrower tiles of the same arithmetic.

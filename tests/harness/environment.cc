@@ -22,15 +22,19 @@ int64_t VectorBytes() {
 
 double Scale() {
   const char* text = std::getenv("FOVEA_TEST_SCALE");
-  const double scale = text ? std::atof(text) : 1.0;
-  return scale * std::min(1.0, static_cast<double>(VectorBytes()) / 32.0);
+  return text ? std::atof(text) : 1.0;
 }
 
 }  // namespace
 
 int64_t CaseCount(int64_t on_a_fast_target) {
   if (const char* text = std::getenv("FOVEA_TEST_COUNT")) return std::max<int64_t>(1, std::atoll(text));
-  return std::max<int64_t>(1, static_cast<int64_t>(static_cast<double>(on_a_fast_target) * Scale()));
+  const double scale = Scale() * std::min(1.0, static_cast<double>(VectorBytes()) / 32.0);
+  return std::max<int64_t>(1, static_cast<int64_t>(static_cast<double>(on_a_fast_target) * scale));
+}
+
+int64_t Portion(int64_t all, int64_t least) {
+  return std::min(all, std::max(least, static_cast<int64_t>(static_cast<double>(all) * Scale())));
 }
 
 // Not scaled by FOVEA_TEST_SCALE: a case must be the same when its seed is run again.
