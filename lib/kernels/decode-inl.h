@@ -48,6 +48,11 @@ HWY_INLINE size_t PadToVector(size_t n) {
 constexpr size_t kPrefetchFrom = kTileKeys == 4 ? 2 : 5;
 constexpr int32_t kPrefetchRows = 12;
 
+// Rows with gaps between them are no stream to the hardware's prefetchers.
+HWY_INLINE bool PrefetchesRows(size_t num_rows, int64_t stride, size_t dim) {
+  return num_rows >= kPrefetchFrom || stride != static_cast<int64_t>(dim);
+}
+
 template <class T>
 HWY_INLINE void PrefetchRow(const T* row, size_t dim) {
   constexpr size_t kLine = 64 / sizeof(T);
@@ -238,11 +243,11 @@ HWY_INLINE void DotKeyRange(const AttentionTask& t, T /*type of K*/, DecodeRow* 
   const int64_t stride = t.k_stride_row;
   const T* k = static_cast<const T*>(KRow(t, block.begin + static_cast<int32_t>(first)));
   if (t.block_table) PrefetchPaged(t, KSide(t), T(), block.begin + static_cast<int32_t>(first), n, dim);
-  const bool ahead = num_rows >= kPrefetchFrom && !t.block_table;
+  const bool ahead = !t.block_table && PrefetchesRows(num_rows, stride, dim);
   size_t r = 0;
   for (; r + 4 <= num_rows; r += 4) DotChunk<4>(k, stride, rows[r].q, pitch, dim, n, ahead && r == 0, rows[r].p + at);
   for (; r + 2 <= num_rows; r += 2) DotChunk<2>(k, stride, rows[r].q, pitch, dim, n, ahead && r == 0, rows[r].p + at);
-  for (; r < num_rows; ++r) DotChunk<1>(k, stride, rows[r].q, pitch, dim, n, false, rows[r].p + at);
+  for (; r < num_rows; ++r) DotChunk<1>(k, stride, rows[r].q, pitch, dim, n, ahead && r == 0, rows[r].p + at);
 }
 
 // O += P V for the same. redo: one row, whose forbidden keys are no operands.
@@ -263,7 +268,7 @@ HWY_INLINE void PvKeyRange(const AttentionTask& t, T /*type of V*/, DecodeRow* r
   }
   if (t.block_table) {
     PrefetchPaged(t, VSide(t), T(), block.begin + static_cast<int32_t>(first), n, dim);
-  } else if (num_rows >= kPrefetchFrom) {
+  } else if (PrefetchesRows(num_rows, stride, dim)) {
     for (size_t j = 0; j < n; ++j) PrefetchRow(v + (static_cast<int64_t>(j) + kPrefetchRows) * stride, dim);
   }
   size_t r = 0;
