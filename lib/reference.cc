@@ -246,7 +246,11 @@ void Compare(const float* got, int64_t got_stride, const std::vector<double>& wa
     }
     worst_naive = std::max(worst_naive, d.naive);
   }
-  if (magnitudes || !roundings.empty() || want.empty()) return;
+  if (magnitudes || want.empty()) return;
+  if (!roundings.empty()) {
+    for (size_t c = all->size() - want.size(); c < all->size(); ++c) (*all)[c].naive = worst_naive;
+    return;
+  }
   worst.magnitude = magnitude;
   worst.naive = worst_naive;
   all->push_back(worst);
