@@ -189,7 +189,7 @@ void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t 
     const size_t at = static_cast<size_t>(j);
     if (!permitted[at] || empty) continue;
     const double weight = static_cast<double>(weights[at] / sum);
-    const float* v = Row(p.v, p.cu_seqlens_kv, b, kv_head, j, VHeadDim(p), &kv_buffer);
+    const float* v = KvRow(p, p.v, b, kv_head, j, VHeadDim(p), &kv_buffer);
     for (size_t c = 0; c < row->out.size(); ++c) {
       row->spreads[c] += Finite(weight * std::fabs(static_cast<double>(v[c]) - static_cast<double>(row->out[c])));
     }
