@@ -22,15 +22,7 @@ namespace {
 constexpr int64_t kLengths[][2] = {{130, 600}, {257, 129}, {5, 3000}, {1, 5000}, {1, 129}};
 constexpr int kLengthPairs = sizeof kLengths / sizeof kLengths[0];
 
-// Of q, k and v in Spec(). Bf16 is not only converted: some targets have a prefill of its own for it.
-fovea_dtype input_type = FOVEA_F32;
-
-// The rest of the test case runs once per type.
-void EachInputType() {
-  input_type = FOVEA_F32;
-  SUBCASE("q, k and v in F32") {}
-  SUBCASE("q, k and v in BF16") { input_type = FOVEA_BF16; }
-}
+fovea_dtype input_type;  // of q, k and v in Spec()
 
 CaseSpec Spec(int pair, uint64_t seed, uint32_t options) {
   CaseSpec spec;
@@ -80,7 +72,7 @@ void EachCase(const Body& body) {
 }  // namespace
 
 TEST_CASE("same bits from 1, 2, 3 and 8 threads") {
-  EachInputType();
+  input_type = EachInputType();
   EachCase([](AttentionCase* c, uint32_t flags) {
     const std::vector<float> one = RunBits(c, Threads(1, flags));
     for (int32_t threads : {2, 3, 8}) {
@@ -92,7 +84,7 @@ TEST_CASE("same bits from 1, 2, 3 and 8 threads") {
 }
 
 TEST_CASE("same bits from a caller's executor: serial, reversed, on threads of its own") {
-  EachInputType();
+  input_type = EachInputType();
   EachCase([](AttentionCase* c, uint32_t flags) {
     const std::vector<float> one = RunBits(c, Threads(1, flags));
     for (fovea_parallel_for executor : {&Serial, &Reversed, &StdThreads}) {
@@ -104,7 +96,7 @@ TEST_CASE("same bits from a caller's executor: serial, reversed, on threads of i
 }
 
 TEST_CASE("same bits alone and in a batch, padded or packed there") {
-  EachInputType();
+  input_type = EachInputType();
   EachCase([](AttentionCase* c, uint32_t flags) {
     const fovea_exec exec = Threads(2, flags);
     RunBits(c, exec);
@@ -125,7 +117,7 @@ TEST_CASE("same bits alone and in a batch, padded or packed there") {
 }
 
 TEST_CASE("same bits padded and packed") {
-  EachInputType();
+  input_type = EachInputType();
   const uint64_t seed = FirstSeed(77);
   for (int pair = 0; pair < kLengthPairs; ++pair) {
     for (uint32_t options :
@@ -145,7 +137,7 @@ TEST_CASE("same bits padded and packed") {
 }
 
 TEST_CASE("same bits contiguous and strided, any alignment") {
-  EachInputType();
+  input_type = EachInputType();
   const uint64_t first = FirstSeed(600);
   for (uint64_t seed = first; seed < first + static_cast<uint64_t>(CaseCount(6)); ++seed) {
     for (int pair = 0; pair < kLengthPairs; ++pair) {
@@ -163,7 +155,7 @@ TEST_CASE("same bits contiguous and strided, any alignment") {
 }
 
 TEST_CASE("same bits with K and V rows a multiple of 4 KB apart") {
-  EachInputType();
+  input_type = EachInputType();
   for (int pair = 0; pair < kLengthPairs; ++pair) {
     CaseSpec spec = Spec(pair, 5, kCausal | kBottomRight);
     spec.batch = 1;
@@ -197,7 +189,7 @@ TEST_CASE("same bits with K and V rows a multiple of 4 KB apart") {
 }
 
 TEST_CASE("same bits multi-query by head stride 0 and by num_kv_heads 1") {
-  EachInputType();
+  input_type = EachInputType();
   for (int pair = 0; pair < kLengthPairs; ++pair) {
     CaseSpec spec = Spec(pair, 6, kCausal | kBottomRight);
     spec.num_kv_heads = 1;
@@ -211,7 +203,7 @@ TEST_CASE("same bits multi-query by head stride 0 and by num_kv_heads 1") {
 }
 
 TEST_CASE("BATCH_INVARIANT: any chunking of the queries, the keys whole") {
-  EachInputType();
+  input_type = EachInputType();
   const uint64_t first = FirstSeed(900);
   const fovea_exec exec = Threads(2, FOVEA_BATCH_INVARIANT);
   for (uint32_t options : {0u, static_cast<uint32_t>(kCausal), static_cast<uint32_t>(kMask | kBias),
@@ -274,7 +266,7 @@ TEST_CASE("BATCH_INVARIANT: chunked prefill and decode steps over a growing cach
 }
 
 TEST_CASE("a row's bits do not depend on the other rows: their queries, masks and maxima") {
-  EachInputType();
+  input_type = EachInputType();
   for (int pair = 0; pair < kLengthPairs - 2; ++pair) {
     for (int64_t keep : {int64_t{0}, kLengths[pair][0] / 2, kLengths[pair][0] - 1}) {
       INFO("q_len ", kLengths[pair][0], ", row ", keep);
@@ -305,7 +297,7 @@ TEST_CASE("a row's bits do not depend on the other rows: their queries, masks an
 }
 
 TEST_CASE("NaN in V of keys that only other rows attend to changes no bit") {
-  EachInputType();
+  input_type = EachInputType();
   for (int pair = 0; pair < kLengthPairs - 2; ++pair) {
     CaseSpec spec = Spec(pair, 13, kSpread);
     spec.batch = 1;
@@ -337,7 +329,7 @@ TEST_CASE("NaN in V of keys that only other rows attend to changes no bit") {
 }
 
 TEST_CASE("a mask or bias that permits all has the bits of none; skipping dead blocks changes none") {
-  EachInputType();
+  input_type = EachInputType();
   for (int pair = 0; pair < kLengthPairs; ++pair) {
     CaseSpec spec = Spec(pair, 14, kCausal | kBottomRight);
     spec.batch = 1;
@@ -371,7 +363,7 @@ TEST_CASE("a mask or bias that permits all has the bits of none; skipping dead b
 }
 
 TEST_CASE("same bits with the library's workspace, the caller's, and a larger one full of NaN") {
-  EachInputType();
+  input_type = EachInputType();
   EachCase([](AttentionCase* c, uint32_t flags) {
     fovea_exec exec = Threads(2, flags);
     const std::vector<float> own = RunBits(c, exec);
@@ -385,7 +377,7 @@ TEST_CASE("same bits with the library's workspace, the caller's, and a larger on
 }
 
 TEST_CASE("lse, scores and q_lens asked for or not: out has the same bits") {
-  EachInputType();
+  input_type = EachInputType();
   for (int pair = 0; pair < kLengthPairs; ++pair) {
     CaseSpec spec = Spec(pair, 15, kCausal | kBottomRight | kNoLse);
     AttentionCase bare(spec);

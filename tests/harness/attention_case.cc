@@ -533,6 +533,13 @@ std::string AttentionCase::Describe() const {
   return text;
 }
 
+fovea_dtype EachInputType() {
+  fovea_dtype type = FOVEA_F32;
+  SUBCASE("q, k and v in F32") {}
+  SUBCASE("q, k and v in BF16") { type = FOVEA_BF16; }
+  return type;
+}
+
 fovea_exec Threads(int32_t num_threads, uint32_t flags) {
   fovea_exec exec;
   fovea_exec_init(&exec, sizeof exec);
