@@ -125,7 +125,8 @@ HWY_INLINE void AddRows(float* HWY_RESTRICT o, V a0, V b0, V c0, V a1, V b1, V c
   row(4, a4, b4, c4), row(5, a5, b5, c5), row(6, a6, b6, c6), row(7, a7, b7, c7);
 }
 
-// O^T rows [0, R) of ot += sum over n keys (pairs of them, if T is a pair) of V[j][R columns from col] * P^T[j]. A row's bits do not depend on R. The sum of a block starts
+// O^T rows [0, R) of ot += sum over n keys (pairs of them, if T is a pair) of V[j][R columns from col] * P^T[j]. A row's bits do not depend on R. The
+// sum of a block starts
 // at 0 and is added once: rounding grows with keys per block plus blocks, not with keys.
 template <int R, int NV, class T>
 HWY_INLINE void PvRows(const T* const* HWY_RESTRICT v, size_t col, size_t n, const float* p, float* HWY_RESTRICT ot) {
