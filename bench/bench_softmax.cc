@@ -36,7 +36,8 @@ HWY_NOINLINE void RunGroups(const TileOperands& o) {
   tile.ot = o.ot, tile.p = o.p, tile.m = o.m, tile.block_l = o.l, tile.mx = o.mx;
   const int64_t lanes = GetTileShape().lanes;
   for (int64_t row = 0; row < o.p_rows; row += kernels::kTileKeys) {
-    kernels::SoftmaxGroup<NV>(tile, static_cast<size_t>(o.ot_rows), o.p + row * lanes, o.p, kernels::kLazyMax);
+    float* const p = o.p + row * lanes;
+    kernels::SoftmaxGroup<NV, float>(tile, static_cast<size_t>(o.ot_rows), p, p, o.p, kernels::kLazyMax);
   }
 }
 

@@ -226,6 +226,19 @@ double FmaRate(const std::string& target, double flop, int threads) {
   return threads * done / seconds;
 }
 
+double Bf16DotRate(const std::string& target, double flop, int threads) {
+  if (target != "AVX3_BF16") return 0.0;
+  const Seeds seeds;
+  double done = 0;
+  const double seconds = TimeOnThreads(threads, [&](int thread) {
+    float sink;
+    const double mine = Bf16DotChains(static_cast<int64_t>(flop / kBf16DotChainsFlop) + 1, seeds.start, &sink);
+    kept = sink;
+    if (thread == 0) done = mine;
+  });
+  return threads * done / seconds;
+}
+
 FmaCheck CheckFma(const std::string& target) {
   constexpr int64_t kTurns = 50000;
   constexpr int kRounds = 15;

@@ -1,6 +1,9 @@
 #include "dispatch/cpu.h"
 
 #include "hwy/highway.h"
+#if HWY_ARCH_X86
+#include <cpuid.h>
+#endif
 #if HWY_ARCH_ARM_A64
 #include <sys/auxv.h>
 #include <sys/prctl.h>
@@ -32,6 +35,7 @@ int64_t Detect() {
     return bits;
   }
   bits |= HWY_AVX3;
+  if (__builtin_cpu_supports("avx512bf16")) bits |= kAvx3Bf16;
   if (!__builtin_cpu_supports("avx512vnni") || !__builtin_cpu_supports("avx512vbmi") ||
       !__builtin_cpu_supports("avx512vbmi2") || !__builtin_cpu_supports("avx512bitalg") ||
       !__builtin_cpu_supports("avx512vpopcntdq") || !__builtin_cpu_supports("gfni") ||
@@ -76,6 +80,19 @@ int64_t Detect() { return HWY_STATIC_TARGET; }
 #endif
 
 }  // namespace
+
+#if HWY_ARCH_X86
+bool HasFastBf16Dot() {
+  unsigned a, b, c, d;
+  if (!__get_cpuid(0, &a, &b, &c, &d)) return false;
+  const bool intel = b == signature_INTEL_ebx && c == signature_INTEL_ecx && d == signature_INTEL_edx;
+  if (!intel || !__get_cpuid(1, &a, &b, &c, &d)) return true;
+  const unsigned model = (a >> 4 & 15) | (a >> 12 & 0xF0);
+  return model == 0x55;  // the number that Skylake-X, Cascade Lake and Cooper Lake share; the last alone has avx512bf16
+}
+#else
+bool HasFastBf16Dot() { return false; }
+#endif
 
 int64_t SupportedTargets() {
   static const int64_t bits = Detect();

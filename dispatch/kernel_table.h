@@ -16,6 +16,7 @@ struct KernelTable {
   int32_t (*vector_lanes)();  // f32 lanes, known at run time only on SVE. Call it, and all below, only where the target runs
   int32_t tile_keys;          // keys of the prefill register tile, G of lib/NUMERICS.md
   void (*prefill_f32)(const AttentionTask&, const KernelScratch&);
+  void (*prefill_bf16)(const AttentionTask&, const KernelScratch&);  // q, k and v all bf16; null: by prefill_f32, which converts them
   void (*decode_f32)(const AttentionTask&, const KernelScratch&);
   void (*scores_f32)(const AttentionTask&, const KernelScratch&);
   int64_t (*live_pairs)(const AttentionTask&, const KernelScratch&, bool padded);

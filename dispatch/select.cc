@@ -49,7 +49,7 @@ const Target* ChosenTarget() {
     int32_t count;
     const Target* targets = Targets(&count);
     for (int32_t i = 0; i < count && !target; ++i) {
-      if (Runnable(targets[i])) target = &targets[i];
+      if (Runnable(targets[i]) && Preferred(targets[i])) target = &targets[i];
     }
   }
   const Target* expected = nullptr;

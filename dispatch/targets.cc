@@ -32,6 +32,10 @@ namespace fovea {
 #define HWY_NEON_WITHOUT_AES 0
 #endif
 
+// fovea's own, beside AVX3: see prefill_bf16.cc.
+#if HWY_ARCH_X86_64 && (HWY_TARGETS & HWY_AVX3)
+FOVEA_DECLARE(AVX3_BF16)
+#endif
 #if HWY_TARGETS & HWY_AVX10_2
 FOVEA_DECLARE(AVX10_2)
 #endif
@@ -88,6 +92,9 @@ FOVEA_DECLARE(SCALAR)
 #endif
 
 static const Target kTargets[] = {
+#if HWY_ARCH_X86_64 && (HWY_TARGETS & HWY_AVX3)
+    {"AVX3_BF16", kAvx3Bf16, &N_AVX3_BF16::kTable},
+#endif
 #if HWY_TARGETS & HWY_AVX10_2
     FOVEA_LIST(AVX10_2)
 #endif
@@ -149,6 +156,8 @@ const Target* Targets(int32_t* count) {
   return kTargets;
 }
 
-bool Runnable(const Target& target) { return (target.hwy_bit & SupportedTargets()) != 0; }
+bool Runnable(const Target& target) { return (target.bit & SupportedTargets()) != 0; }
+
+bool Preferred(const Target& target) { return target.bit != kAvx3Bf16 || HasFastBf16Dot(); }
 
 }  // namespace fovea

@@ -12,7 +12,7 @@ namespace fovea {
 
 struct Target {
   const char* name;
-  int64_t hwy_bit;
+  int64_t bit;  // of SupportedTargets()
   const KernelTable* table;
 };
 
@@ -21,8 +21,10 @@ const Target* Targets(int32_t* count);
 
 // Whether this CPU and OS run it.
 bool Runnable(const Target& target);
+// Whether it is taken unasked where it runs: not AVX3_BF16 where vdpbf16ps gains nothing.
+bool Preferred(const Target& target);
 
-// The chosen target: set, else FOVEA_TARGET, else the best runnable; held in one atomic pointer. nullptr, with fovea_last_error set, if
+// The chosen target: set, else FOVEA_TARGET, else the best preferred; held in one atomic pointer. nullptr, with fovea_last_error set, if
 // FOVEA_TARGET cannot run.
 const Target* ChosenTarget();
 

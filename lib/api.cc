@@ -73,14 +73,15 @@ fovea_status Report(const fovea_exec* user, fovea_status status) {
   return status;
 }
 
-// "q BF16, k F16": the tensors that are converted, or "none".
-void DescribeConversions(const fovea_attention_params& p, char* text, size_t capacity) {
+// "q BF16, k F16": the tensors that are converted, or "none". native_inputs: q, k and v are not.
+void DescribeConversions(const fovea_attention_params& p, bool native_inputs, char* text, size_t capacity) {
   const struct {
     const char* name;
     const fovea_tensor& tensor;
   } tensors[] = {{"q", p.q}, {"k", p.k}, {"v", p.v}, {"out", p.out}, {"bias", p.bias}};
   size_t used = 0;
   for (const auto& t : tensors) {
+    if (native_inputs && (&t.tensor == &p.q || &t.tensor == &p.k || &t.tensor == &p.v)) continue;
     if (t.tensor.dtype == FOVEA_F32 || t.tensor.dtype == FOVEA_DTYPE_NONE || used >= capacity) continue;
     const int n = snprintf(text + used, capacity - used, "%s%s %s", used ? ", " : "", t.name, fovea_dtype_str(t.tensor.dtype));
     used += n > 0 ? static_cast<size_t>(n) : 0;
@@ -170,10 +171,11 @@ fovea_status Describe(const fovea_attention_params* params, const fovea_exec* ex
   }
   snprintf(info->target, sizeof info->target, "%s", call.target->name);
   char tile[48] = "";
-  if (prefill) snprintf(tile, sizeof tile, "prefill_f32_%dx%d", table.tile_keys, lanes * kTileVecs);
+  const bool bf16_prefill = HasBf16Prefill(p, *call.target);
+  if (prefill) snprintf(tile, sizeof tile, "prefill_%s_%dx%d", bf16_prefill ? "bf16" : "f32", table.tile_keys, lanes * kTileVecs);
   snprintf(info->kernels, sizeof info->kernels, "%s%s%s%s%s", tile, prefill && decode ? " " : "", decode ? "decode_f32" : "",
            plan->num_tasks[1] ? " merge_f32" : "", plan->num_tasks[2] ? " scores_f32" : "");
-  DescribeConversions(p, info->conversions, sizeof info->conversions);
+  DescribeConversions(p, bf16_prefill && !decode, info->conversions, sizeof info->conversions);
   info->num_threads = call.workers;
   info->phases = plan->num_phases;
   info->tasks = plan->num_tasks[0] + plan->num_tasks[1] + plan->num_tasks[2];

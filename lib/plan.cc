@@ -249,6 +249,10 @@ fovea_status BuildPlan(const fovea_attention_params& p, uint32_t flags, const Ta
   return FOVEA_OK;
 }
 
+bool HasBf16Prefill(const fovea_attention_params& p, const Target& target) {
+  return target.table->prefill_bf16 && p.q.dtype == FOVEA_BF16 && p.k.dtype == FOVEA_BF16 && p.v.dtype == FOVEA_BF16;
+}
+
 KernelScratch WorkerScratch(const fovea_plan& plan, int32_t worker) {
   Carver c(plan.scratch + static_cast<size_t>(worker) * plan.scratch_bytes);
   return CarveScratch(plan.params, plan.target->table->vector_lanes(), &c);

@@ -61,6 +61,9 @@ fovea_status BuildPlan(const fovea_attention_params& p, uint32_t flags, const Ta
 // Fills what RowRange reads, for all keys of sequence b.
 void FillRange(const fovea_attention_params& p, int64_t b, AttentionTask* t);
 
+// Whether prefill tasks run prefill_bf16.
+bool HasBf16Prefill(const fovea_attention_params& p, const Target& target);
+
 // What the kernel of a task is handed, with p's data pointers.
 void FillTask(const fovea_plan& plan, const fovea_attention_params& p, const PlanTask& task, AttentionTask* t);
 KernelScratch WorkerScratch(const fovea_plan& plan, int32_t worker);

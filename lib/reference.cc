@@ -88,7 +88,7 @@ bool Permitted(const fovea_attention_params& p, int64_t b, int64_t h, int64_t i,
 }
 
 template <typename T>
-void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t i, ReferenceRow<T>* row) {
+void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t i, ReferenceRow<T>* row, Weights rounding) {
   const int64_t kv_len = KvLen(p, b);
   const int64_t kv_head = h / (p.num_q_heads / p.num_kv_heads);
   const int64_t pos = QueryPosition(p, b, i);
@@ -158,6 +158,9 @@ void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t 
   for (size_t j = 0; j < s.size(); ++j) {
     if (!permitted[j]) continue;
     weights[j] = std::exp(s[j] - shift);
+    if constexpr (std::is_same_v<T, float>) {
+      if (rounding == Weights::kBf16) weights[j] = Round(FOVEA_BF16, weights[j]);
+    }
     sum += weights[j];
   }
   const T sink_weight = p.sinks ? std::exp(sink - shift) : T{0};
@@ -181,19 +184,29 @@ void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t 
       row->v_magnitude = std::max(row->v_magnitude, Finite(std::fabs(static_cast<double>(v[c]))));
     }
   }
+  row->spreads.assign(rounding == Weights::kBf16 ? row->out.size() : 0, 0);
+  for (int64_t j = 0; j < kv_len && rounding == Weights::kBf16; ++j) {
+    const size_t at = static_cast<size_t>(j);
+    if (!permitted[at] || empty) continue;
+    const double weight = static_cast<double>(weights[at] / sum);
+    const float* v = KvRow(p, p.v, b, kv_head, j, VHeadDim(p), &kv_buffer);
+    for (size_t c = 0; c < row->out.size(); ++c) {
+      row->spreads[c] += Finite(weight * std::fabs(static_cast<double>(v[c]) - static_cast<double>(row->out[c])));
+    }
+  }
   if constexpr (std::is_same_v<T, float>) {
     for (float& x : row->out) x = Round(p.out.dtype, x);
   }
 }
 
-template void EvaluateRow(const fovea_attention_params&, int64_t, int64_t, int64_t, ReferenceRow<double>*);
-template void EvaluateRow(const fovea_attention_params&, int64_t, int64_t, int64_t, ReferenceRow<float>*);
+template void EvaluateRow(const fovea_attention_params&, int64_t, int64_t, int64_t, ReferenceRow<double>*, Weights);
+template void EvaluateRow(const fovea_attention_params&, int64_t, int64_t, int64_t, ReferenceRow<float>*, Weights);
 
 namespace {
 
 // One compared element; the bound is known only when the whole head has been seen.
 struct Difference {
-  double error = 0, naive = 0, magnitude = 0;
+  double error = 0, naive = 0, magnitude = 0, rounding = 0;  // rounding: what the bound is wider by
   int64_t i = 0, c = 0;
   double got = 0, want = 0;
 };
@@ -211,7 +224,8 @@ double Distance(double got, double want, Infinite infinite, double largest) {
 // Appends the elements of one row, or only the worst of those that share a magnitude, which is all that the bound
 // needs.
 void Compare(const float* got, int64_t got_stride, const std::vector<double>& want, const std::vector<float>& naive,
-             int64_t i, Infinite infinite, const double* magnitudes, double magnitude, std::vector<Difference>* all, double largest = kInf) {
+             int64_t i, Infinite infinite, const double* magnitudes, double magnitude, std::vector<Difference>* all, double largest = kInf,
+             const std::vector<double>& roundings = {}) {
   Difference worst;
   worst.error = -1;
   double worst_naive = 0;
@@ -223,8 +237,9 @@ void Compare(const float* got, int64_t got_stride, const std::vector<double>& wa
     d.want = want[c];
     d.error = Distance(d.got, d.want, infinite, largest);
     d.naive = Finite(Distance(static_cast<double>(naive[c]), d.want, infinite, largest));
-    if (magnitudes) {
-      d.magnitude = magnitudes[c];
+    if (magnitudes || !roundings.empty()) {
+      d.magnitude = magnitudes ? magnitudes[c] : magnitude;
+      d.rounding = roundings.empty() ? 0 : roundings[c];
       all->push_back(d);
     } else if (d.error > worst.error) {
       worst = d;
@@ -232,6 +247,10 @@ void Compare(const float* got, int64_t got_stride, const std::vector<double>& wa
     worst_naive = std::max(worst_naive, d.naive);
   }
   if (magnitudes || want.empty()) return;
+  if (!roundings.empty()) {
+    for (size_t c = all->size() - want.size(); c < all->size(); ++c) (*all)[c].naive = worst_naive;
+    return;
+  }
   worst.magnitude = magnitude;
   worst.naive = worst_naive;
   all->push_back(worst);
@@ -242,7 +261,7 @@ void Compare(const float* got, int64_t got_stride, const std::vector<double>& wa
 void Judge(const std::vector<Difference>& all, double unit, double factor, double floor_magnitude, int64_t b, int64_t h,
            OutputCheck* check) {
   for (const Difference& d : all) {
-    const double floor = factor * 4 * kUlp * (1 + std::max(floor_magnitude, d.magnitude)) * unit;
+    const double floor = factor * 4 * kUlp * (1 + std::max(floor_magnitude, d.magnitude)) * unit + d.rounding;
     // A result among the subnormal numbers cannot be closer than their spacing.
     const double bound = std::max({floor, 2 * d.naive, 4.0 * static_cast<double>(FLT_TRUE_MIN)});
     const double scale = unit > 0 ? 1 / unit : 1;
@@ -262,12 +281,14 @@ void Judge(const std::vector<Difference>& all, double unit, double factor, doubl
 
 }  // namespace
 
-AttentionCheck CheckAttention(const fovea_attention_params& p, int64_t row_step) {
+AttentionCheck CheckAttention(const fovea_attention_params& p, int64_t row_step, Weights weights) {
   AttentionCheck check;
   ReferenceRow<double> oracle;
   ReferenceRow<float> naive;
   std::vector<Difference> out, lse, scores;
   std::vector<float> got;
+  const double weight_rounding = 1.04 * 0x1p-8, out_rounding = p.out.dtype == FOVEA_BF16 ? 0x1p-8 : p.out.dtype == FOVEA_F16 ? 0x1p-11 : 0;
+  std::vector<double> out_roundings, lse_roundings(weights == Weights::kBf16 ? 1 : 0, weight_rounding);
   const double largest = p.out.dtype == FOVEA_F16 ? 65504 : p.out.dtype == FOVEA_BF16 ? 0x1.FEp127 : static_cast<double>(FLT_MAX);
   for (int64_t b = 0; b < p.batch; ++b) {
     for (int64_t h = 0; h < p.num_q_heads; ++h) {
@@ -276,22 +297,31 @@ AttentionCheck CheckAttention(const fovea_attention_params& p, int64_t row_step)
       scores.clear();
       double dot_magnitude = 0, v_magnitude = 0;
       for (int64_t i = 0; i < QLen(p, b); i += row_step) {
-        EvaluateRow(p, b, h, i, &oracle);
-        EvaluateRow(p, b, h, i, &naive);
+        EvaluateRow(p, b, h, i, &oracle, weights);
+        EvaluateRow(p, b, h, i, &naive, weights);
+        out_roundings = oracle.spreads;
+        for (size_t c = 0; c < out_roundings.size(); ++c) {
+          out_roundings[c] = weight_rounding * out_roundings[c] + out_rounding * Finite(std::fabs(oracle.out[c])) +
+                             0x1p-125 * static_cast<double>(KvLen(p, b));
+        }
         dot_magnitude = std::max(dot_magnitude, oracle.dot_magnitude);
         v_magnitude = std::max(v_magnitude, oracle.v_magnitude);
         Compare(Row(p.out, p.cu_seqlens_q, b, h, i, VHeadDim(p), &got), 1, oracle.out, naive.out, i,
-                Infinite::kMayBeNan, nullptr, oracle.row_magnitude, &out, largest);
+                Infinite::kMayBeNan, nullptr, oracle.row_magnitude, &out, largest, out_roundings);
         if (p.lse.data) {
           Compare(Row(p.lse, p.cu_seqlens_q, b, h, i, 1, &got), 1, {oracle.lse}, {naive.lse}, i, Infinite::kExact,
-                  nullptr, std::max(oracle.row_magnitude, Finite(std::fabs(oracle.lse))), &lse);
+                  nullptr, std::max(oracle.row_magnitude, Finite(std::fabs(oracle.lse))), &lse, kInf, lse_roundings);
         }
         if (p.scores.data) {
           oracle.magnitudes.resize(oracle.scores.size(), 0);
           const bool probabilities = p.scores_stage == FOVEA_SCORES_PROBABILITIES;
+          std::vector<double> roundings;
+          for (double weight : oracle.scores) {
+            if (probabilities && weights == Weights::kBf16) roundings.push_back(weight_rounding * Finite(weight));
+          }
           Compare(Row(p.scores, p.cu_seqlens_q, b, h, i, p.kv_len, &got), p.scores.stride_col, oracle.scores, naive.scores,
                   i, Infinite::kExact, probabilities ? nullptr : oracle.magnitudes.data(), oracle.row_magnitude,
-                  &scores);
+                  &scores, kInf, roundings);
         }
       }
       const double walk = std::max(1.0, std::sqrt(static_cast<double>(p.head_dim)) / 4);

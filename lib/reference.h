@@ -6,6 +6,7 @@
 #define FOVEA_LIB_REFERENCE_H_
 
 #include <cstdint>
+#include <cstring>
 #include <vector>
 
 #include "fovea/fovea.h"
@@ -29,6 +30,7 @@ struct ReferenceRow {
   double row_magnitude;  // max of magnitudes over the keys that matter, P >= 2^-24 and S > -FLT_MAX (all such scores
                          // are equal, exactly), and of |sink| where its weight is as much
   double v_magnitude;  // max |V| over permitted keys
+  std::vector<double> spreads;  // per column: sum_j P_j |V_j - O|, what O moves by if each P moves by its own size; with Weights::kBf16 only
 };
 
 // T = double or float. In T throughout, no fused multiply-add, sums in the order of the index, std::exp, std::tanh,
@@ -38,8 +40,15 @@ struct ReferenceRow {
 //   log(l)
 // With T = float out is rounded to its dtype.
 // K, V and bias of a key that is not permitted are not read; for RAW and SOFT_CAPPED scores, K of every key is.
+// Weights::kBf16: with T = float exp(S_j - m) is rounded to bf16 before it is summed and used.
+enum class Weights { kF32, kBf16 };
 template <typename T>
-void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t i, ReferenceRow<T>* row);
+void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t i, ReferenceRow<T>* row, Weights weights = Weights::kF32);
+
+// Of a call for which fovea_attention_describe() gave these kernels.
+inline Weights WeightsOf(const fovea_attention_info& info) {
+  return std::strstr(info.kernels, "prefill_bf16") ? Weights::kBf16 : Weights::kF32;
+}
 
 // One output against the oracle.
 struct OutputCheck {
@@ -65,8 +74,11 @@ struct AttentionCheck {
 // errors of a sum in order add up like a random walk, which a softmax averages and a single score does not. A naive
 // that is not finite counts as exact. In bf16 and f16 naive and out are rounded at the same point; past the largest finite number of out's dtype
 // Inf is right. An out of +-Inf (from Inf in a permitted V) may be NaN as well: P may be 0 in
-// f32.
-AttentionCheck CheckAttention(const fovea_attention_params& p, int64_t row_step = 1);
+// f32. Weights::kBf16 adds to the first of both, with e = 1.04 2^-8 for the rounding of P and its exp2:
+//   out      e spread + u' |f64|, and 2^-125 per key for what is flushed to 0      u' of out's dtype: 2^-8, 2^-11 or 0
+//   lse      e
+//   scores   e P for PROBABILITIES
+AttentionCheck CheckAttention(const fovea_attention_params& p, int64_t row_step = 1, Weights weights = Weights::kF32);
 
 }  // namespace fovea
 

@@ -8,6 +8,7 @@
 #include <memory>
 #include <vector>
 
+#include "lib/dtype.h"
 #include "lib/reference.h"
 #include "lib/validate.h"
 #include "tests/harness/attention_case.h"
@@ -21,8 +22,11 @@ namespace {
 constexpr int64_t kLengths[][2] = {{130, 600}, {257, 129}, {5, 3000}, {1, 5000}, {1, 129}};
 constexpr int kLengthPairs = sizeof kLengths / sizeof kLengths[0];
 
+fovea_dtype input_type;  // of q, k and v in Spec()
+
 CaseSpec Spec(int pair, uint64_t seed, uint32_t options) {
   CaseSpec spec;
+  spec.q_dtype = spec.k_dtype = spec.v_dtype = input_type;
   spec.seed = seed;
   spec.batch = 2;
   spec.num_q_heads = 6;
@@ -68,6 +72,7 @@ void EachCase(const Body& body) {
 }  // namespace
 
 TEST_CASE("same bits from 1, 2, 3 and 8 threads") {
+  input_type = EachInputType();
   EachCase([](AttentionCase* c, uint32_t flags) {
     const std::vector<float> one = RunBits(c, Threads(1, flags));
     for (int32_t threads : {2, 3, 8}) {
@@ -79,6 +84,7 @@ TEST_CASE("same bits from 1, 2, 3 and 8 threads") {
 }
 
 TEST_CASE("same bits from a caller's executor: serial, reversed, on threads of its own") {
+  input_type = EachInputType();
   EachCase([](AttentionCase* c, uint32_t flags) {
     const std::vector<float> one = RunBits(c, Threads(1, flags));
     for (fovea_parallel_for executor : {&Serial, &Reversed, &StdThreads}) {
@@ -90,6 +96,7 @@ TEST_CASE("same bits from a caller's executor: serial, reversed, on threads of i
 }
 
 TEST_CASE("same bits alone and in a batch, padded or packed there") {
+  input_type = EachInputType();
   EachCase([](AttentionCase* c, uint32_t flags) {
     const fovea_exec exec = Threads(2, flags);
     RunBits(c, exec);
@@ -110,6 +117,7 @@ TEST_CASE("same bits alone and in a batch, padded or packed there") {
 }
 
 TEST_CASE("same bits padded and packed") {
+  input_type = EachInputType();
   const uint64_t seed = FirstSeed(77);
   for (int pair = 0; pair < kLengthPairs; ++pair) {
     for (uint32_t options :
@@ -129,6 +137,7 @@ TEST_CASE("same bits padded and packed") {
 }
 
 TEST_CASE("same bits contiguous and strided, any alignment") {
+  input_type = EachInputType();
   const uint64_t first = FirstSeed(600);
   for (uint64_t seed = first; seed < first + static_cast<uint64_t>(CaseCount(6)); ++seed) {
     for (int pair = 0; pair < kLengthPairs; ++pair) {
@@ -146,6 +155,7 @@ TEST_CASE("same bits contiguous and strided, any alignment") {
 }
 
 TEST_CASE("same bits with K and V rows a multiple of 4 KB apart") {
+  input_type = EachInputType();
   for (int pair = 0; pair < kLengthPairs; ++pair) {
     CaseSpec spec = Spec(pair, 5, kCausal | kBottomRight);
     spec.batch = 1;
@@ -155,13 +165,13 @@ TEST_CASE("same bits with K and V rows a multiple of 4 KB apart") {
       CAPTURE(row_bytes);
       const auto spread = [&](const TestTensor& t) {
         Strides strides = DenseStrides(t.shape());
-        strides.row = row_bytes / 4;
+        strides.row = row_bytes / fovea::DtypeBytes(input_type);
         strides.head = t.shape().rows * strides.row;
         strides.batch = t.shape().heads * strides.head;
-        auto copy = std::make_unique<TestTensor>(FOVEA_F32, t.shape(), strides, Guard::kBefore);
+        auto copy = std::make_unique<TestTensor>(input_type, t.shape(), strides, Guard::kBefore);
         for (int64_t h = 0; h < t.shape().heads; ++h) {
           for (int64_t j = 0; j < t.shape().rows; ++j) {
-            for (int64_t k = 0; k < t.shape().cols; ++k) copy->F32(0, h, j, k) = t.F32(0, h, j, k);
+            for (int64_t k = 0; k < t.shape().cols; ++k) copy->Set(0, h, j, k, t.Get(0, h, j, k));
           }
         }
         return copy;
@@ -179,6 +189,7 @@ TEST_CASE("same bits with K and V rows a multiple of 4 KB apart") {
 }
 
 TEST_CASE("same bits multi-query by head stride 0 and by num_kv_heads 1") {
+  input_type = EachInputType();
   for (int pair = 0; pair < kLengthPairs; ++pair) {
     CaseSpec spec = Spec(pair, 6, kCausal | kBottomRight);
     spec.num_kv_heads = 1;
@@ -192,6 +203,7 @@ TEST_CASE("same bits multi-query by head stride 0 and by num_kv_heads 1") {
 }
 
 TEST_CASE("BATCH_INVARIANT: any chunking of the queries, the keys whole") {
+  input_type = EachInputType();
   const uint64_t first = FirstSeed(900);
   const fovea_exec exec = Threads(2, FOVEA_BATCH_INVARIANT);
   for (uint32_t options : {0u, static_cast<uint32_t>(kCausal), static_cast<uint32_t>(kMask | kBias),
@@ -209,7 +221,7 @@ TEST_CASE("BATCH_INVARIANT: any chunking of the queries, the keys whole") {
           fovea_attention_params p = c.p;
           p.q_len = std::min(chunk, spec.q_len - begin);
           p.q_offset = c.p.q_offset + begin;
-          p.q.data = static_cast<float*>(p.q.data) + begin * p.q.stride_row;
+          p.q.data = static_cast<char*>(p.q.data) + begin * p.q.stride_row * fovea::DtypeBytes(p.q.dtype);
           p.out.data = static_cast<float*>(p.out.data) + begin * p.out.stride_row;
           p.lse.data = static_cast<float*>(p.lse.data) + begin * p.lse.stride_row;
           if (p.mask.data) p.mask.data = static_cast<uint8_t*>(p.mask.data) + begin * p.mask.stride_row;
@@ -254,6 +266,7 @@ TEST_CASE("BATCH_INVARIANT: chunked prefill and decode steps over a growing cach
 }
 
 TEST_CASE("a row's bits do not depend on the other rows: their queries, masks and maxima") {
+  input_type = EachInputType();
   for (int pair = 0; pair < kLengthPairs - 2; ++pair) {
     for (int64_t keep : {int64_t{0}, kLengths[pair][0] / 2, kLengths[pair][0] - 1}) {
       INFO("q_len ", kLengths[pair][0], ", row ", keep);
@@ -273,7 +286,7 @@ TEST_CASE("a row's bits do not depend on the other rows: their queries, masks an
       for (int64_t h = 0; h < spec.num_q_heads; ++h) {
         for (int64_t i = 0; i < spec.q_len; ++i) {
           if (i == keep) continue;
-          for (int64_t k = 0; k < spec.head_dim; ++k) c.q->F32(0, h, i, k) *= 30.0f;
+          for (int64_t k = 0; k < spec.head_dim; ++k) c.q->Set(0, h, i, k, 30.0f * c.q->Get(0, h, i, k));
           for (int64_t j = 0; j < spec.kv_len; ++j) c.mask->U8(0, h, i, j) = (i + j / 64) % 2 == 0;
         }
       }
@@ -284,6 +297,7 @@ TEST_CASE("a row's bits do not depend on the other rows: their queries, masks an
 }
 
 TEST_CASE("NaN in V of keys that only other rows attend to changes no bit") {
+  input_type = EachInputType();
   for (int pair = 0; pair < kLengthPairs - 2; ++pair) {
     CaseSpec spec = Spec(pair, 13, kSpread);
     spec.batch = 1;
@@ -295,7 +309,7 @@ TEST_CASE("NaN in V of keys that only other rows attend to changes no bit") {
       CAPTURE(poison);
       for (int64_t j = 2; j < spec.kv_len; j += 7) {
         for (int64_t h = 0; h < 2; ++h) {
-          for (int64_t k = 0; k < 19; ++k) c.v->F32(0, h, j, k) = poison;
+          for (int64_t k = 0; k < 19; ++k) c.v->Set(0, h, j, k, poison);
         }
       }
       Run(c.p);
@@ -315,6 +329,7 @@ TEST_CASE("NaN in V of keys that only other rows attend to changes no bit") {
 }
 
 TEST_CASE("a mask or bias that permits all has the bits of none; skipping dead blocks changes none") {
+  input_type = EachInputType();
   for (int pair = 0; pair < kLengthPairs; ++pair) {
     CaseSpec spec = Spec(pair, 14, kCausal | kBottomRight);
     spec.batch = 1;
@@ -348,6 +363,7 @@ TEST_CASE("a mask or bias that permits all has the bits of none; skipping dead b
 }
 
 TEST_CASE("same bits with the library's workspace, the caller's, and a larger one full of NaN") {
+  input_type = EachInputType();
   EachCase([](AttentionCase* c, uint32_t flags) {
     fovea_exec exec = Threads(2, flags);
     const std::vector<float> own = RunBits(c, exec);
@@ -361,6 +377,7 @@ TEST_CASE("same bits with the library's workspace, the caller's, and a larger on
 }
 
 TEST_CASE("lse, scores and q_lens asked for or not: out has the same bits") {
+  input_type = EachInputType();
   for (int pair = 0; pair < kLengthPairs; ++pair) {
     CaseSpec spec = Spec(pair, 15, kCausal | kBottomRight | kNoLse);
     AttentionCase bare(spec);

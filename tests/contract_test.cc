@@ -27,8 +27,11 @@ struct RowsAndKeys {
 };
 constexpr RowsAndKeys kShapes[] = {{1, 1}, {1, 300}, {1, 2500}, {3, 70}, {25, 129}, {70, 300}};
 
+fovea_dtype input_type = FOVEA_F32;  // of q, k and v in Spec()
+
 CaseSpec Spec(const RowsAndKeys& shape, uint64_t seed = 7) {
   CaseSpec spec;
+  spec.q_dtype = spec.k_dtype = spec.v_dtype = input_type;
   spec.seed = seed;
   spec.num_q_heads = 2;
   spec.num_kv_heads = 1;
@@ -39,8 +42,8 @@ CaseSpec Spec(const RowsAndKeys& shape, uint64_t seed = 7) {
   return spec;
 }
 
-void SetRow(const TestTensor& t, int64_t h, int64_t row, float value) {
-  for (int64_t c = 0; c < t.shape().cols; ++c) t.F32(0, h, row, c) = value;
+void SetRow(TestTensor& t, int64_t h, int64_t row, float value) {
+  for (int64_t c = 0; c < t.shape().cols; ++c) t.Set(0, h, row, c, value);
 }
 
 bool RowIsNan(const AttentionCase& c, int64_t h, int64_t i) {
@@ -62,6 +65,7 @@ bool RowIsPositiveZero(const AttentionCase& c, int64_t h, int64_t i) {
 // ---- Rows without a key --------------------------------------------------------------------------------------------
 
 TEST_CASE("a row with no permitted key has O = +0 and LSE = -inf, whichever option forbids them") {
+  input_type = EachInputType();
   for (const RowsAndKeys& shape : kShapes) {
     for (int way = 0; way < 6; ++way) {
       INFO("q_len ", shape.q_len, ", kv_len ", shape.kv_len, ", way ", way);
@@ -88,6 +92,7 @@ TEST_CASE("a row with no permitted key has O = +0 and LSE = -inf, whichever opti
 }
 
 TEST_CASE("kv_len 0 gives O = +0 and LSE = -inf") {
+  input_type = EachInputType();
   AttentionCase c(Spec({5, 0}));
   CHECK(RunAndCheck(&c) == "");
   CHECK(RowIsPositiveZero(c, 1, 4));
@@ -95,6 +100,7 @@ TEST_CASE("kv_len 0 gives O = +0 and LSE = -inf") {
 }
 
 TEST_CASE("a row with a sink and no permitted key has O = +0 and LSE = sink") {
+  input_type = EachInputType();
   const std::vector<float> sinks = {1.25f, -30.0f};
   for (const RowsAndKeys& shape : kShapes) {
     for (bool no_keys : {false, true}) {
@@ -112,6 +118,7 @@ TEST_CASE("a row with a sink and no permitted key has O = +0 and LSE = sink") {
 }
 
 TEST_CASE("one row without keys among others: only that row is empty") {
+  input_type = EachInputType();
   for (const RowsAndKeys& shape : {RowsAndKeys{3, 70}, RowsAndKeys{70, 300}}) {
     for (int64_t empty = 0; empty < shape.q_len; empty += 2) {
       AttentionCase c(Spec(shape));
@@ -125,6 +132,7 @@ TEST_CASE("one row without keys among others: only that row is empty") {
 // ---- NaN and Inf ---------------------------------------------------------------------------------------------------
 
 TEST_CASE("masked key is never an operand: NaN and Inf in K and V, forbidden by mask, bias, causality or window") {
+  input_type = EachInputType();
   for (const RowsAndKeys& shape :
        {RowsAndKeys{1, 300}, RowsAndKeys{1, 2500}, RowsAndKeys{25, 129}, RowsAndKeys{70, 300}}) {
     for (int way = 0; way < 5; ++way) {
@@ -154,6 +162,7 @@ TEST_CASE("masked key is never an operand: NaN and Inf in K and V, forbidden by 
 }
 
 TEST_CASE("NaN in a permitted V reaches exactly the rows that attend to it") {
+  input_type = EachInputType();
   for (const RowsAndKeys& shape :
        {RowsAndKeys{3, 70}, RowsAndKeys{3, 2500}, RowsAndKeys{25, 129}, RowsAndKeys{70, 300}}) {
     for (float poison : {kNan, kInf, -kInf}) {
@@ -162,7 +171,7 @@ TEST_CASE("NaN in a permitted V reaches exactly the rows that attend to it") {
         AttentionCase c(Spec(shape));
         // Row i of head h attends to the poisoned key if i + h is even.
         c.SetMask([key](int64_t, int64_t h, int64_t i, int64_t j) { return j != key || (i + h) % 2 == 0; });
-        c.v->F32(0, 0, key, 4) = poison;
+        c.v->Set(0, 0, key, 4, poison);
         CHECK(RunAndCheck(&c) == "");
         for (int64_t h = 0; h < 2; ++h) {
           for (int64_t i = 0; i < shape.q_len; ++i) {
@@ -176,24 +185,26 @@ TEST_CASE("NaN in a permitted V reaches exactly the rows that attend to it") {
 }
 
 TEST_CASE("NaN in a permitted V reaches its row even where its weight is 0") {
+  input_type = EachInputType();
   for (const RowsAndKeys& shape : {RowsAndKeys{1, 300}, RowsAndKeys{25, 129}}) {
     AttentionCase c(Spec(shape));
     // Key 0 first scores -inf-like low, then others raise the maximum by hundreds: P(0) is exactly 0.
     c.SetBias([](int64_t, int64_t, int64_t, int64_t j) { return j == 0 ? -1000.0f : 0.0f; });
-    c.v->F32(0, 0, 0, 2) = kNan;
+    c.v->Set(0, 0, 0, 2, kNan);
     CHECK(RunAndCheck(&c) == "");
     for (int64_t i = 0; i < shape.q_len; ++i) CHECK(std::isnan(c.Out(0, 0, i, 2)));
   }
 }
 
 TEST_CASE("NaN in a permitted K reaches exactly the rows that attend to it, O and LSE") {
+  input_type = EachInputType();
   for (const RowsAndKeys& shape :
        {RowsAndKeys{3, 70}, RowsAndKeys{3, 2500}, RowsAndKeys{25, 129}, RowsAndKeys{70, 300}}) {
     for (int64_t key : {int64_t{0}, shape.kv_len / 2, shape.kv_len - 1}) {
       INFO("q_len ", shape.q_len, ", kv_len ", shape.kv_len, ", key ", key);
       AttentionCase c(Spec(shape));
       c.SetMask([key](int64_t, int64_t h, int64_t i, int64_t j) { return j != key || (i + h) % 2 == 0; });
-      c.k->F32(0, 0, key, 16) = kNan;
+      c.k->Set(0, 0, key, 16, kNan);
       CHECK(RunAndCheck(&c) == "");
       for (int64_t h = 0; h < 2; ++h) {
         for (int64_t i = 0; i < shape.q_len; ++i) {
@@ -206,13 +217,14 @@ TEST_CASE("NaN in a permitted K reaches exactly the rows that attend to it, O an
 }
 
 TEST_CASE("NaN in Q reaches its own row only, and an empty row not at all") {
+  input_type = EachInputType();
   for (const RowsAndKeys& shape :
        {RowsAndKeys{3, 70}, RowsAndKeys{3, 2500}, RowsAndKeys{25, 129}, RowsAndKeys{70, 300}}) {
     INFO("q_len ", shape.q_len, ", kv_len ", shape.kv_len);
     AttentionCase c(Spec(shape));
     c.SetMask([](int64_t, int64_t, int64_t i, int64_t) { return i != 1; });
-    c.q->F32(0, 0, 0, 3) = kNan;
-    c.q->F32(0, 0, 1, 3) = kNan;
+    c.q->Set(0, 0, 0, 3, kNan);
+    c.q->Set(0, 0, 1, 3, kNan);
     CHECK(RunAndCheck(&c) == "");
     CHECK(RowIsNan(c, 0, 0));
     CHECK(std::isnan(c.Lse(0, 0, 0)));
@@ -224,6 +236,7 @@ TEST_CASE("NaN in Q reaches its own row only, and an empty row not at all") {
 }
 
 TEST_CASE("NaN in bias: forbidden elsewhere it reaches nothing, permitted its row only") {
+  input_type = EachInputType();
   for (const RowsAndKeys& shape : {RowsAndKeys{3, 70}, RowsAndKeys{25, 129}, RowsAndKeys{70, 300}}) {
     INFO("q_len ", shape.q_len, ", kv_len ", shape.kv_len);
     AttentionCase c(Spec(shape));
@@ -237,6 +250,7 @@ TEST_CASE("NaN in bias: forbidden elsewhere it reaches nothing, permitted its ro
 }
 
 TEST_CASE("a bias of -inf is a mask, +inf makes its row NaN and no other") {
+  input_type = EachInputType();
   for (const RowsAndKeys& shape :
        {RowsAndKeys{3, 70}, RowsAndKeys{3, 2500}, RowsAndKeys{25, 129}, RowsAndKeys{70, 300}}) {
     INFO("q_len ", shape.q_len, ", kv_len ", shape.kv_len);
@@ -256,6 +270,7 @@ TEST_CASE("a bias of -inf is a mask, +inf makes its row NaN and no other") {
 }
 
 TEST_CASE("a row whose bias is -FLT_MAX throughout is mean(V), its LSE finite") {
+  input_type = EachInputType();
   for (const RowsAndKeys& shape : kShapes) {
     for (float value : {-FLT_MAX, -FLT_MAX / 1.25f}) {
       INFO("q_len ", shape.q_len, ", kv_len ", shape.kv_len, ", value ", value);
@@ -266,7 +281,7 @@ TEST_CASE("a row whose bias is -FLT_MAX throughout is mean(V), its LSE finite") 
       CHECK(RunAndCheck(&c) == "");
       for (int64_t k = 0; k < 9; ++k) {
         double mean = 0;
-        for (int64_t j = 0; j < shape.kv_len; ++j) mean += static_cast<double>(c.v->F32(0, 0, j, k));
+        for (int64_t j = 0; j < shape.kv_len; ++j) mean += static_cast<double>(c.v->Get(0, 0, j, k));
         mean /= static_cast<double>(shape.kv_len);
         CHECK(static_cast<double>(c.Out(0, 0, 0, k)) == doctest::Approx(mean).epsilon(1e-5));
       }
@@ -276,17 +291,19 @@ TEST_CASE("a row whose bias is -FLT_MAX throughout is mean(V), its LSE finite") 
 }
 
 TEST_CASE("a row whose bias is -FLT_MAX on top of ALiBi stays -FLT_MAX: mean(V), never empty") {
+  input_type = EachInputType();
   AttentionCase c(Spec({25, 129}));
   const std::vector<float> slopes = {1e36f, 0.5f};
   c.p.alibi_slopes = slopes.data();
   c.SetBias([](int64_t, int64_t, int64_t, int64_t) { return -FLT_MAX; });
   CHECK(RunAndCheck(&c) == "");
   double mean = 0;
-  for (int64_t j = 0; j < 129; ++j) mean += static_cast<double>(c.v->F32(0, 0, j, 0));
+  for (int64_t j = 0; j < 129; ++j) mean += static_cast<double>(c.v->Get(0, 0, j, 0));
   CHECK(static_cast<double>(c.Out(0, 0, 24, 0)) == doctest::Approx(mean / 129).epsilon(1e-5));
 }
 
 TEST_CASE("keys at -FLT_MAX weigh nothing beside ordinary ones, before or after them") {
+  input_type = EachInputType();
   for (bool first : {false, true}) {
     AttentionCase c(Spec({25, 129}));
     AttentionCase masked(Spec({25, 129}));
@@ -301,6 +318,7 @@ TEST_CASE("keys at -FLT_MAX weigh nothing beside ordinary ones, before or after 
 // ---- The ends of the range -----------------------------------------------------------------------------------------
 
 TEST_CASE("|V| near the top of the range does not overflow: 2^8 times the weights would") {
+  input_type = EachInputType();
   for (const RowsAndKeys& shape : kShapes) {
     INFO("q_len ", shape.q_len, ", kv_len ", shape.kv_len);
     AttentionCase c(Spec(shape));
@@ -314,16 +332,18 @@ TEST_CASE("|V| near the top of the range does not overflow: 2^8 times the weight
 }
 
 TEST_CASE("|V| up to 3e38 in every key does not overflow: the output is a mean, not a sum") {
+  input_type = EachInputType();
   for (const RowsAndKeys& shape : kShapes) {
     INFO("q_len ", shape.q_len, ", kv_len ", shape.kv_len);
     AttentionCase c(Spec(shape));
     for (int64_t j = 0; j < shape.kv_len; ++j) SetRow(*c.v, 0, j, 3e38f);
     CHECK(RunAndCheck(&c) == "");
-    CHECK(static_cast<double>(c.Out(0, 0, 0, 0)) == doctest::Approx(3e38).epsilon(1e-5));
+    CHECK(static_cast<double>(c.Out(0, 0, 0, 0)) == doctest::Approx(static_cast<double>(c.v->Get(0, 0, 0, 0))).epsilon(1e-5));
   }
 }
 
 TEST_CASE("huge V of other rows' keys reaches nothing") {
+  input_type = EachInputType();
   AttentionCase c(Spec({25, 129}));
   c.SetMask([](int64_t, int64_t, int64_t i, int64_t j) { return i == 7 || j != 3; });
   SetRow(*c.v, 0, 3, 3e38f);
@@ -334,6 +354,7 @@ TEST_CASE("huge V of other rows' keys reaches nothing") {
 }
 
 TEST_CASE("scores that rise with every key: each raises the maximum") {
+  input_type = EachInputType();
   for (const RowsAndKeys& shape : kShapes) {
     for (float step : {0.01f, 0.7f, 20.0f, 3000.0f}) {
       INFO("q_len ", shape.q_len, ", kv_len ", shape.kv_len, ", step ", step);
@@ -347,6 +368,7 @@ TEST_CASE("scores that rise with every key: each raises the maximum") {
 }
 
 TEST_CASE("scores that fall with every key: the first keeps the maximum") {
+  input_type = EachInputType();
   for (const RowsAndKeys& shape : kShapes) {
     for (float step : {0.01f, 0.7f, 20.0f, 3000.0f}) {
       INFO("q_len ", shape.q_len, ", kv_len ", shape.kv_len, ", step ", step);
@@ -358,17 +380,19 @@ TEST_CASE("scores that fall with every key: the first keeps the maximum") {
 }
 
 TEST_CASE("rescales decided by Q and K alone: rising scores without a bias") {
+  input_type = EachInputType();
   for (const RowsAndKeys& shape : kShapes) {
     AttentionCase c(Spec(shape));
     for (int64_t h = 0; h < 2; ++h) {
-      for (int64_t i = 0; i < shape.q_len; ++i) c.q->F32(0, h, i, 0) = 3.0f * static_cast<float>(1 + i % 3);
+      for (int64_t i = 0; i < shape.q_len; ++i) c.q->Set(0, h, i, 0, 3.0f * static_cast<float>(1 + i % 3));
     }
-    for (int64_t j = 0; j < shape.kv_len; ++j) c.k->F32(0, 0, j, 0) = 0.5f * static_cast<float>(j);
+    for (int64_t j = 0; j < shape.kv_len; ++j) c.k->Set(0, 0, j, 0, 0.5f * static_cast<float>(j));
     CHECK(RunAndCheck(&c) == "");
   }
 }
 
 TEST_CASE("one key far above the others, at every place of a tile") {
+  input_type = EachInputType();
   for (const RowsAndKeys& shape : {RowsAndKeys{1, 300}, RowsAndKeys{25, 129}}) {
     for (int64_t peak = 0; peak < shape.kv_len; peak += peak < 16 ? 1 : 13) {
       AttentionCase c(Spec(shape));
@@ -379,12 +403,13 @@ TEST_CASE("one key far above the others, at every place of a tile") {
 }
 
 TEST_CASE("scores of wildly different size in neighbouring rows") {
+  input_type = FOVEA_F32;
   for (const RowsAndKeys& shape : kShapes) {
     AttentionCase c(Spec(shape));
     for (int64_t h = 0; h < 2; ++h) {
       for (int64_t i = 0; i < shape.q_len; ++i) {
         const float factor = std::ldexp(1.0f, static_cast<int>((i * 7 + h * 3) % 24) - 12);
-        for (int64_t k = 0; k < 17; ++k) c.q->F32(0, h, i, k) *= factor;
+        for (int64_t k = 0; k < 17; ++k) c.q->Set(0, h, i, k, factor * c.q->Get(0, h, i, k));
       }
     }
     // One row at a time is judged against its own scores, so that the largest does not excuse the others.
@@ -402,6 +427,7 @@ TEST_CASE("scores of wildly different size in neighbouring rows") {
 }
 
 TEST_CASE("very negative scores throughout are as good as any: softmax is shift-invariant") {
+  input_type = EachInputType();
   for (const RowsAndKeys& shape : kShapes) {
     for (float shift : {-300.0f, -88.0f, 88.0f, 300.0f}) {
       INFO("q_len ", shape.q_len, ", kv_len ", shape.kv_len, ", shift ", shift);
@@ -413,6 +439,7 @@ TEST_CASE("very negative scores throughout are as good as any: softmax is shift-
 }
 
 TEST_CASE("one permitted key: O is exactly its V, whatever its score") {
+  input_type = EachInputType();
   for (const RowsAndKeys& shape : kShapes) {
     for (float score : {-1e30f, -200.0f, 0.0f, 200.0f, 1e30f}) {
       INFO("q_len ", shape.q_len, ", kv_len ", shape.kv_len, ", score ", score);
@@ -421,13 +448,14 @@ TEST_CASE("one permitted key: O is exactly its V, whatever its score") {
       c.SetBias([score](int64_t, int64_t, int64_t, int64_t) { return score; });
       Run(c.p);
       for (int64_t i = 0; i < shape.q_len; ++i) {
-        for (int64_t k = 0; k < 9; ++k) CHECK(c.Out(0, 1, i, k) == c.v->F32(0, 0, i * 3 % shape.kv_len, k));
+        for (int64_t k = 0; k < 9; ++k) CHECK(c.Out(0, 1, i, k) == c.v->Get(0, 0, i * 3 % shape.kv_len, k));
       }
     }
   }
 }
 
 TEST_CASE("equal scores: a power of two of keys with V = 1 gives exactly 1, LSE log(n)") {
+  input_type = EachInputType();
   for (int64_t n : {1, 2, 64, 256, 2048}) {
     AttentionCase c(Spec({2, n}));
     SetRow(*c.q, 0, 0, 0.0f);
@@ -440,6 +468,7 @@ TEST_CASE("equal scores: a power of two of keys with V = 1 gives exactly 1, LSE 
 }
 
 TEST_CASE("alpha is exactly 1 for a row that keeps its maximum: other rows' rescales do not touch it") {
+  input_type = EachInputType();
   for (const RowsAndKeys& shape : {RowsAndKeys{4, 300}, RowsAndKeys{70, 300}}) {
     AttentionCase calm(Spec(shape)), wild(Spec(shape));
     calm.SetBias([](int64_t, int64_t, int64_t, int64_t) { return 0.0f; });
@@ -455,6 +484,7 @@ TEST_CASE("alpha is exactly 1 for a row that keeps its maximum: other rows' resc
 }
 
 TEST_CASE("a zero output is +0: negative zeros and underflow in V") {
+  input_type = FOVEA_F32;
   for (const RowsAndKeys& shape : kShapes) {
     AttentionCase c(Spec(shape));
     for (int64_t j = 0; j < shape.kv_len; ++j) SetRow(*c.v, 0, j, -0.0f);
@@ -464,14 +494,15 @@ TEST_CASE("a zero output is +0: negative zeros and underflow in V") {
 }
 
 TEST_CASE("subnormal numbers are numbers: in Q, K and V") {
+  input_type = FOVEA_F32;
   for (const RowsAndKeys& shape : kShapes) {
     INFO("q_len ", shape.q_len, ", kv_len ", shape.kv_len);
     AttentionCase c(Spec(shape));
     for (int64_t j = 0; j < shape.kv_len; ++j) {
-      for (int64_t k = 0; k < 9; ++k) c.v->F32(0, 0, j, k) *= 1e-39f;
-      c.k->F32(0, 0, j, 0) = 1e-40f * static_cast<float>(j);
+      for (int64_t k = 0; k < 9; ++k) c.v->Set(0, 0, j, k, 1e-39f * c.v->Get(0, 0, j, k));
+      c.k->Set(0, 0, j, 0, 1e-40f * static_cast<float>(j));
     }
-    for (int64_t i = 0; i < shape.q_len; ++i) c.q->F32(0, 0, i, 0) = 1e30f;  // 1e30 * 1e-40 * j, over sqrt(17)
+    for (int64_t i = 0; i < shape.q_len; ++i) c.q->Set(0, 0, i, 0, 1e30f);  // 1e30 * 1e-40 * j, over sqrt(17)
     CHECK(RunAndCheck(&c) == "");
     float largest = 0;
     for (int64_t k = 0; k < 9; ++k) largest = std::max(largest, std::fabs(c.Out(0, 0, 0, k)));
@@ -480,25 +511,27 @@ TEST_CASE("subnormal numbers are numbers: in Q, K and V") {
 }
 
 TEST_CASE("subnormal K with a large Q decides the softmax") {
+  input_type = FOVEA_F32;
   AttentionCase c(Spec({25, 129}));
   for (int64_t h = 0; h < 2; ++h) {
     for (int64_t i = 0; i < 25; ++i) {
       SetRow(*c.q, h, i, 0.0f);
-      c.q->F32(0, h, i, 0) = 3e38f;
+      c.q->Set(0, h, i, 0, 3e38f);
     }
   }
-  for (int64_t j = 0; j < 129; ++j) c.k->F32(0, 0, j, 0) = 1e-40f * static_cast<float>(j % 50 ? 1 : 1000);
+  for (int64_t j = 0; j < 129; ++j) c.k->Set(0, 0, j, 0, 1e-40f * static_cast<float>(j % 50 ? 1 : 1000));
   CHECK(RunAndCheck(&c) == "");
 }
 
 // ---- The floating-point environment --------------------------------------------------------------------------------
 
 TEST_CASE("caller's rounding mode and flush-to-zero change no bit, and are restored") {
+  input_type = EachInputType();
 #ifdef FOVEA_TEST_FP_CONTROL
   for (const RowsAndKeys& shape : kShapes) {
     AttentionCase c(Spec(shape));
     for (int64_t j = 0; j < shape.kv_len; ++j) {
-      for (int64_t k = 0; k < 4; ++k) c.v->F32(0, 0, j, k) *= 1e-39f;
+      for (int64_t k = 0; k < 4; ++k) c.v->Set(0, 0, j, k, 1e-39f * c.v->Get(0, 0, j, k));
     }
     for (int32_t threads : {1, 3}) {
       const fovea_exec exec = Threads(threads);
@@ -527,6 +560,7 @@ TEST_CASE("caller's rounding mode and flush-to-zero change no bit, and are resto
 }
 
 TEST_CASE("caller's rounding mode and flush-to-zero: run_tasks and merge too") {
+  input_type = FOVEA_F32;
 #ifdef FOVEA_TEST_FP_CONTROL
   AttentionCase c(Spec({25, 129}));
   const fovea_exec one = Threads(1);
@@ -564,6 +598,7 @@ TEST_CASE("caller's rounding mode and flush-to-zero: run_tasks and merge too") {
 // ---- Memory --------------------------------------------------------------------------------------------------------
 
 TEST_CASE("rows past a sequence's q_len are not written, out, lse and scores") {
+  input_type = EachInputType();
   for (int64_t q_len : {4, 70}) {
     CaseSpec spec = Spec({q_len, 129});
     spec.batch = 2;
@@ -579,6 +614,7 @@ TEST_CASE("rows past a sequence's q_len are not written, out, lse and scores") {
 }
 
 TEST_CASE("K and V may be the same memory, and Q too") {
+  input_type = FOVEA_F32;
   for (const RowsAndKeys& shape : kShapes) {
     CaseSpec spec = Spec(shape);
     spec.num_q_heads = 1;
@@ -593,6 +629,7 @@ TEST_CASE("K and V may be the same memory, and Q too") {
 }
 
 TEST_CASE("V may be a part of K's rows: overlapping memory, other row length (MLA)") {
+  input_type = FOVEA_F32;
   AttentionCase c(Spec({25, 129}));
   c.p.v = c.p.k;  // the first v_head_dim = 9 of K's 17 columns
   CHECK(RunAndCheck(&c) == "");
@@ -602,6 +639,7 @@ TEST_CASE("V may be a part of K's rows: overlapping memory, other row length (ML
 }
 
 TEST_CASE("stride 0 broadcasts an input: one query, one key, one head, one batch entry for all") {
+  input_type = EachInputType();
   int64_t fovea_tensor::*const strides[] = {&fovea_tensor::stride_batch, &fovea_tensor::stride_head,
                                             &fovea_tensor::stride_row};
   fovea_tensor fovea_attention_params::*const inputs[] = {&fovea_attention_params::q, &fovea_attention_params::k,
@@ -622,6 +660,7 @@ TEST_CASE("stride 0 broadcasts an input: one query, one key, one head, one batch
 }
 
 TEST_CASE("K and V with head stride 0 are one kv head: multi-query attention written as multi-head") {
+  input_type = EachInputType();
   for (const RowsAndKeys& shape : kShapes) {
     CaseSpec spec = Spec(shape);
     spec.num_q_heads = spec.num_kv_heads = 4;
@@ -632,6 +671,7 @@ TEST_CASE("K and V with head stride 0 are one kv head: multi-query attention wri
 }
 
 TEST_CASE("NULL data is fine where an extent is 0") {
+  input_type = FOVEA_F32;
   AttentionCase c(Spec({5, 3}));
   fovea_attention_params p = c.p;
   p.kv_len = 0;
@@ -648,6 +688,7 @@ TEST_CASE("NULL data is fine where an extent is 0") {
 }
 
 TEST_CASE("every sequence of a batch empty: nothing is read or written") {
+  input_type = FOVEA_F32;
   CaseSpec spec = Spec({5, 7});
   spec.batch = 2;
   AttentionCase c(spec);
@@ -675,6 +716,7 @@ TEST_CASE("no alignment beyond an element's is needed") {
 }
 
 TEST_CASE("positions and windows at the limit of 2^30 do not overflow") {
+  input_type = FOVEA_F32;
   for (int64_t offset : {(int64_t{1} << 30) - 25, 1 - (int64_t{1} << 30)}) {
     AttentionCase c(Spec({25, 129}));
     c.p.q_offset = offset;

@@ -4,9 +4,10 @@
     tests/tile_stack_check.py BUILD_DIR [--objects OBJECT...]
 
 A compiler that runs out of registers spills an accumulator, and the tile runs at half its speed without being wrong.
-For each register tile of each target with FMA: the innermost loops with at least 8 FMAs, and per step of the reduction
-(one k) their FMAs, instructions that read or write memory, and vector registers moved to or from the stack. Also the
-peak loop of bench/roofline.cc, by which all speeds are measured: nothing but its FMAs and its counter.
+For each register tile of each target with FMA: the innermost loops with at least 8 FMAs (vdpbf16ps of AVX3_BF16 is one),
+and per step of the reduction (one k, or a pair) their FMAs, instructions that read or write memory, and vector registers
+moved to or from the stack. Also the peak loops of bench/roofline*.cc, by which all speeds are measured: nothing but their
+FMAs and their counter.
 """
 import argparse
 import collections
@@ -21,9 +22,11 @@ from checks import Checks, command  # noqa: E402
 
 TILES = ["QkSoftmaxGroup<3>", "QkStoreGroup<3>", "PvTile<3>", "LinearGroup<3>"]
 # FMAs of one step: keys (or columns) of the tile times its 3 vectors.
-STEP = {"AVX2": 12, "AVX3": 24, "AVX3_DL": 24, "AVX3_ZEN4": 24, "AVX3_SPR": 24}
+STEP = {"AVX2": 12, "AVX3_BF16": 24, "AVX3": 24, "AVX3_DL": 24, "AVX3_ZEN4": 24, "AVX3_SPR": 24}
+# What AVX3_BF16 has of its own; the rest is AVX3's.
+BF16_TILES = TILES[:3]
 LEAST_FMAS = 8
-FMA = re.compile(r"^vfn?m(add|sub)\d*[ps]s\b")
+FMA = re.compile(r"^(vfn?m(add|sub)\d*[ps]s|vdpbf16ps)\b")
 STACK = re.compile(r"-?(0x[0-9a-f]+)?\(%r[sb]p[,)]")
 VECTOR = re.compile(r"%[xyz]mm\d")
 JUMP = re.compile(r"^j\w+\s+([0-9a-f]+)")
@@ -95,9 +98,10 @@ def tile_loops(objects):
     found = collections.defaultdict(list)
     for path in objects:
         for name, code in functions(path):
-            match = re.search(r"N_(\w+)::(\w+<\d+>)", name)
-            if match and match[1] in STEP and match[2] in TILES:
-                key, rbp_is_frame = (match[2], match[1]), frame_pointer(code)
+            match = re.search(r"N_(\w+)::(\w+<\d+)", name)
+            tile = match and f"{match[2]}>"  # the type of its elements is left out
+            if match and match[1] in STEP and tile in TILES:
+                key, rbp_is_frame = (tile, match[1]), frame_pointer(code)
                 found[key] += [
                     loop for loop in (examine(body, rbp_is_frame) for body in innermost_loops(code))
                     if loop.fmas >= LEAST_FMAS
@@ -116,9 +120,9 @@ def check_tile(loops, step):
         raise AssertionError(f"{len(spilled)} vector registers through the stack, such as: {spilled[0]}")
 
 
-def check_peak(path, target, step):
+def check_peak(path, function, step):
     for name, code in functions(path):
-        if re.search(rf"N_{target}::FmaChains\(", name):
+        if re.search(rf"N_{function}\(", name):
             loops = [body for body in innermost_loops(code) if any(FMA.match(text) for text in body)]
             for body in loops:
                 loop = examine(body, frame_pointer(code))
@@ -128,7 +132,7 @@ def check_peak(path, target, step):
             if not loops:
                 raise AssertionError("no loop of FMAs")
             return
-    raise AssertionError(f"no FmaChains of {target} in {path}")
+    raise AssertionError(f"no {function} in {path}")
 
 
 def main():
@@ -159,12 +163,14 @@ def main():
     if not targets:
         checks.run("tile_stack_check: tiles of some target", check_tile, [], 1)
     for target in targets:
-        for tile in TILES:
+        for tile in BF16_TILES if target == "AVX3_BF16" else TILES:
             checks.run(f"tile_stack_check: {tile} of {target} keeps its registers", check_tile, found[tile, target],
                        STEP[target])
-    for path in options.build.glob("bench/libbench_roofline.a.p/roofline.cc.o"):
-        for target in targets:
-            checks.run(f"tile_stack_check: the peak loop of {target} is FMAs", check_peak, path, target, STEP[target])
+    bench = options.build / "bench/libbench_roofline.a.p"
+    for target in targets if bench.exists() else []:
+        path, chains = ("roofline_bf16.cc.o", "Bf16DotChains") if target == "AVX3_BF16" else ("roofline.cc.o", "FmaChains")
+        checks.run(f"tile_stack_check: the peak loop of {target} is FMAs", check_peak, bench / path, f"{target}::{chains}",
+                   STEP[target])
     checks.exit()
 
 

@@ -57,6 +57,10 @@ void PrintRoofline(const nlohmann::ordered_json& roofline, const std::string& ch
                limits["fma_per_cycle"].get<double>(), limits["clock_ghz"].get<double>(),
                limits["fma_latency_cycles"].get<double>(), gflops(limits, "exp_gps"));
   }
+  for (const auto& limits : roofline["targets"]) {
+    if (!limits.contains("bf16_dot_gflops")) continue;
+    fmt::print("\nbf16 GFLOP/s\n{:<11}{}         by vdpbf16ps\n", limits["target"].get<std::string>(), gflops(limits, "bf16_dot_gflops"));
+  }
   fmt::print("\nread GB/s  {}    of a buffer of\n", threads);
   for (const auto& limits : roofline["targets"]) {
     if (limits["target"] != chosen) continue;
@@ -103,6 +107,8 @@ nlohmann::ordered_json MeasureRoofline(const std::vector<std::string>& targets, 
       const double exp = BestOf(rounds, [&] { return fovea_bench::ExpRate(target, flop / 20, n); });
       limits["fma_gflops"].push_back({{"threads", n}, {"value", fma * 1e-9}});
       limits["exp_gps"].push_back({{"threads", n}, {"value", exp * 1e-9}});
+      const double dot = BestOf(rounds, [&] { return fovea_bench::Bf16DotRate(target, 2 * flop, n); });
+      if (dot > 0) limits["bf16_dot_gflops"].push_back({{"threads", n}, {"value", dot * 1e-9}});
     }
     for (const char* level : {"L1", "L2", "L3", "DRAM"}) {
       nlohmann::ordered_json read = {{"level", level}};

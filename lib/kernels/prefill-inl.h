@@ -7,6 +7,7 @@
 //
 // Memory: K and V are read where they lie, once per block for all tiles of the task (the second tile finds them in L1 or L2); a tile's
 // P^T block (24 KB at 48 lanes) stays in L1 or L2. Q and O are touched once.
+// What the products read is a type T: float, or pairs of bf16 (prefill_bf16-inl.h), which overloads the functions under "Policy" below.
 // Numerics: lib/NUMERICS.md. Source: Dao 2023, FlashAttention-2, alg. 1; lazy rescaling as in FlashAttention-4.
 
 #if defined(FOVEA_LIB_KERNELS_PREFILL_INL_H_) == defined(HWY_TARGET_TOGGLE)
@@ -25,6 +26,38 @@ HWY_BEFORE_NAMESPACE();
 namespace fovea {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
+
+// ---- Policy: f32
+
+// Keys of one row of P and of V, and columns of one element of K and Q^T.
+template <class T>
+constexpr int32_t kPerElement = 1;
+
+// What is left of the scale for the scores themselves; f32 has it folded into Q.
+HWY_INLINE void LoadQ(float /*type*/, const AttentionTask& t, const Tile& tile, const ScoreRule& score) {
+  TransposeQ(t, tile, score.q_factor);
+}
+template <class V>
+HWY_INLINE V ScaleScore(float /*type*/, V s, float /*factor*/) {
+  return s;
+}
+
+HWY_INLINE void LoadBlock(float /*type*/, const AttentionTask& t, const KernelScratch& s, int32_t kb, int32_t lo, int32_t hi) {
+  LoadRows(t, s, kb, lo, hi);
+}
+
+// The maximum that m moves to, at least mx, and log2 of what P, l and O are multiplied by.
+template <class V>
+HWY_INLINE V MoveMax(float /*type*/, V m, V mx, V& exponent) {
+  exponent = hn::Sub(m, mx);
+  return mx;
+}
+template <class V>
+HWY_INLINE V ScaleWeights(float /*type*/, V p, V alpha) {
+  return hn::Mul(p, alpha);
+}
+
+// ---- Blocks
 
 // What of block kb a tile has to compute: keys [begin, end), empty if nothing is permitted; use_bias: mask or bias matter there.
 struct BlockWork {
@@ -61,7 +94,7 @@ HWY_INLINE BlockWork FindBlockWork(const AttentionTask& t, const Tile& tile, int
 
 // O, l, m and the P rows already written of this block, for the lanes whose maximum moves. alpha is exactly 1 elsewhere. Out of line: rare
 // after the first group.
-template <int NV>
+template <int NV, class T>
 HWY_NOINLINE void Rescale(const Tile& tile, size_t v_head_dim, float* HWY_RESTRICT p, size_t rows, const MaxRule& rule) {
   const DF d;
   using V = hn::Vec<DF>;
@@ -70,14 +103,16 @@ HWY_NOINLINE void Rescale(const Tile& tile, size_t v_head_dim, float* HWY_RESTRI
     const V m = hn::Load(d, tile.m + c), mx = hn::Load(d, tile.mx + c);
     const auto moves = hn::Gt(mx, hn::Add(m, hn::Set(d, rule.threshold)));
     if (hn::AllFalse(d, moves)) continue;
-    const V alpha = hn::IfThenElse(moves, Exp2(d, hn::Sub(m, mx)), hn::Set(d, 1.0f));
-    hn::Store(hn::IfThenElse(moves, mx, m), d, tile.m + c);
+    V exponent;
+    const V new_m = MoveMax(T(), m, mx, exponent);
+    const V alpha = hn::IfThenElse(moves, Exp2(d, exponent), hn::Set(d, 1.0f));
+    hn::Store(hn::IfThenElse(moves, new_m, m), d, tile.m + c);
     hn::Store(hn::Mul(hn::Load(d, tile.l + c), alpha), d, tile.l + c);
     hn::Store(hn::Mul(hn::Load(d, tile.block_l + c), alpha), d, tile.block_l + c);
     for (size_t r = 0; r < v_head_dim; ++r) {
       hn::Store(hn::Mul(hn::Load(d, tile.ot + r * L + c), alpha), d, tile.ot + r * L + c);
     }
-    for (size_t r = 0; r < rows; ++r) hn::Store(hn::Mul(hn::Load(d, p + r * L + c), alpha), d, p + r * L + c);
+    for (size_t r = 0; r < rows; ++r) hn::Store(ScaleWeights(T(), hn::Load(d, p + r * L + c), alpha), d, p + r * L + c);
   }
 }
 
@@ -97,7 +132,7 @@ HWY_INLINE V GroupMax(V s0, V s1, V s2, V s3, V s4, V s5, V s6, V s7) {
 
 // One vector column of a group: P = 2^(S - m) stored, l += its sum.
 template <class V>
-HWY_INLINE void ExpColumn(V s0, V s1, V s2, V s3, V s4, V s5, V s6, V s7, V m, float* HWY_RESTRICT p, size_t L,
+HWY_INLINE void ExpColumn(float /*type*/, V s0, V s1, V s2, V s3, V s4, V s5, V s6, V s7, V m, float* p, size_t L,
                           float* HWY_RESTRICT l) {
   const DF d;
   const auto row = [&](V& s, size_t r) HWY_ATTR {
@@ -109,39 +144,45 @@ HWY_INLINE void ExpColumn(V s0, V s1, V s2, V s3, V s4, V s5, V s6, V s7, V m, f
   hn::Store(hn::Add(hn::Load(d, l), GroupSum(s0, s1, s2, s3, s4, s5, s6, s7)), d, l);
 }
 
-// P, l and m of a group whose scores lie at p. p_begin: where the block's P rows begin.
-template <int NV>
-HWY_NOINLINE void SoftmaxGroup(const Tile& tile, size_t v_head_dim, float* HWY_RESTRICT p, float* p_begin, const MaxRule& rule) {
+// P at p, l and m of a group whose scores lie at s, which may be p. p_begin: where the block's P rows begin.
+template <int NV, class T>
+HWY_NOINLINE void SoftmaxGroup(const Tile& tile, size_t v_head_dim, const float* s, float* p, float* p_begin, const MaxRule& rule) {
   const DF d;
   const size_t N = hn::Lanes(d), L = NV * N;
-  const auto row = [&](size_t r, size_t c) HWY_ATTR { return hn::Load(d, p + (r < kTileKeys ? r : 0) * L + c); };
+  const auto row = [&](size_t r, size_t c) HWY_ATTR { return hn::Load(d, s + (r < kTileKeys ? r : 0) * L + c); };
   bool any_moves = false;
   for (size_t c = 0; c < L; c += N) {
     const auto mx = GroupMax(row(0, c), row(1, c), row(2, c), row(3, c), row(4, c), row(5, c), row(6, c), row(7, c));
     hn::Store(mx, d, tile.mx + c);
     any_moves |= !hn::AllFalse(d, hn::Gt(mx, hn::Add(hn::Load(d, tile.m + c), hn::Set(d, rule.threshold))));
   }
-  if (any_moves) Rescale<NV>(tile, v_head_dim, p_begin, static_cast<size_t>(p - p_begin) / L, rule);
+  if (any_moves) Rescale<NV, T>(tile, v_head_dim, p_begin, static_cast<size_t>(p - p_begin) / L, rule);
   for (size_t c = 0; c < L; c += N) {
-    ExpColumn(row(0, c), row(1, c), row(2, c), row(3, c), row(4, c), row(5, c), row(6, c), row(7, c), hn::Load(d, tile.m + c),
-              p + c, L, tile.block_l + c);
+    ExpColumn(T(), row(0, c), row(1, c), row(2, c), row(3, c), row(4, c), row(5, c), row(6, c), row(7, c),
+              hn::Load(d, tile.m + c), p + c, L, tile.block_l + c);
   }
 }
 
-// One group of wholly permitted keys without options: QK^T with the softmax as its epilogue, the same bits as SoftmaxGroup. k: its rows; p: its
-// P rows. One group per call: in a loop over groups g++ keeps the epilogue's constants in registers and spills accumulators. The rare
+// One group of wholly permitted keys without options: QK^T with the softmax as its epilogue, the same bits as SoftmaxGroup. k: its rows, of dim
+// elements; factor: of ScaleScore; s: where its scores may lie; p: its P rows. One group per call: in a loop over groups g++ keeps the epilogue's constants in registers and spills accumulators. The rare
 // rescale goes through memory, so that no accumulator lives across a call, for which clang would spill it in the k loop.
-template <int NV>
-HWY_NOINLINE void QkSoftmaxGroup(const Tile& tile, const float* const* HWY_RESTRICT k, size_t head_dim, size_t v_head_dim,
-                                 float* HWY_RESTRICT p, float* p_begin, const MaxRule& rule) {
+template <int NV, class T>
+HWY_NOINLINE void QkSoftmaxGroup(const Tile& tile, const T* const* HWY_RESTRICT k, size_t dim, size_t v_head_dim, float factor, float* s,
+                                 float* p, float* p_begin, const MaxRule& rule) {
   const DF d;
   using V = hn::Vec<DF>;
   const size_t N = hn::Lanes(d), L = NV * N;
   V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0;
   V b0 = a0, b1 = a0, b2 = a0, b3 = a0, b4 = a0, b5 = a0, b6 = a0, b7 = a0;
   V c0 = a0, c1 = a0, c2 = a0, c3 = a0, c4 = a0, c5 = a0, c6 = a0, c7 = a0;
-  QkTile<NV>(k, tile.qt, head_dim, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7,
-             c7);
+  QkTile<NV>(k, tile.qt, dim, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
+  const auto scale = [&](V& x0, V& x1, V& x2) HWY_ATTR {
+    x0 = ScaleScore(T(), x0, factor);
+    if constexpr (NV > 1) x1 = ScaleScore(T(), x1, factor);
+    if constexpr (NV > 2) x2 = ScaleScore(T(), x2, factor);
+  };
+  scale(a0, b0, c0), scale(a1, b1, c1), scale(a2, b2, c2), scale(a3, b3, c3);
+  if constexpr (kTileKeys == 8) scale(a4, b4, c4), scale(a5, b5, c5), scale(a6, b6, c6), scale(a7, b7, c7);
   const V threshold = hn::Set(d, rule.threshold);
   auto moves = hn::Gt(GroupMax(a0, a1, a2, a3, a4, a5, a6, a7), hn::Add(hn::Load(d, tile.m), threshold));
   if constexpr (NV > 1) {
@@ -153,66 +194,77 @@ HWY_NOINLINE void QkSoftmaxGroup(const Tile& tile, const float* const* HWY_RESTR
     moves = hn::Or(moves, hn::Gt(GroupMax(c0, c1, c2, c3, c4, c5, c6, c7), m));
   }
   if (HWY_UNLIKELY(!hn::AllFalse(d, moves))) {
-    StoreGroup<NV>(p, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
-    return SoftmaxGroup<NV>(tile, v_head_dim, p, p_begin, rule);
+    StoreGroup<NV>(s, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
+    return SoftmaxGroup<NV, T>(tile, v_head_dim, s, p, p_begin, rule);
   }
   // 24 accumulators and the constants of exp2 are more than 32 registers: the third column waits in memory, or g++ spills in the k loop.
   constexpr bool kPark = NV > 2 && kTileKeys == 8 && HWY_COMPILER_GCC_ACTUAL;
   const auto third = [&](V& c, size_t r) HWY_ATTR {
-    if constexpr (kPark) hn::Store(c, d, p + r * L + 2 * N);
+    if constexpr (kPark) hn::Store(c, d, s + r * L + 2 * N);
   };
   third(c0, 0), third(c1, 1), third(c2, 2), third(c3, 3), third(c4, 4), third(c5, 5), third(c6, 6), third(c7, 7);
-  ExpColumn(a0, a1, a2, a3, a4, a5, a6, a7, hn::Load(d, tile.m), p, L, tile.block_l);
-  if constexpr (NV > 1) ExpColumn(b0, b1, b2, b3, b4, b5, b6, b7, hn::Load(d, tile.m + N), p + N, L, tile.block_l + N);
+  ExpColumn(T(), a0, a1, a2, a3, a4, a5, a6, a7, hn::Load(d, tile.m), p, L, tile.block_l);
+  if constexpr (NV > 1) ExpColumn(T(), b0, b1, b2, b3, b4, b5, b6, b7, hn::Load(d, tile.m + N), p + N, L, tile.block_l + N);
   if constexpr (kPark) asm volatile("" ::: "memory");  // or it would stay in registers as well
   const auto back = [&](V& c, size_t r) HWY_ATTR {
-    if constexpr (kPark) c = hn::Load(d, p + r * L + 2 * N);
+    if constexpr (kPark) c = hn::Load(d, s + r * L + 2 * N);
   };
   back(c0, 0), back(c1, 1), back(c2, 2), back(c3, 3), back(c4, 4), back(c5, 5), back(c6, 6), back(c7, 7);
-  if constexpr (NV > 2) ExpColumn(c0, c1, c2, c3, c4, c5, c6, c7, hn::Load(d, tile.m + 2 * N), p + 2 * N, L, tile.block_l + 2 * N);
+  if constexpr (NV > 2) ExpColumn(T(), c0, c1, c2, c3, c4, c5, c6, c7, hn::Load(d, tile.m + 2 * N), p + 2 * N, L, tile.block_l + 2 * N);
 }
 
-// Options and permission applied to a group whose S^T rows lie at p, then its softmax. key: the group's first; end: keys from here on
+// Options and permission applied to a group whose S^T rows lie at s, then its softmax. key: the group's first; end: keys from here on
 // are not permitted (with kv_positions; without, the lanes' ranges say so); bias: the group's rows, or null; allow: where to note permission, or null.
-template <int NV>
+template <int NV, class T>
 HWY_NOINLINE void MaskedSoftmaxGroup(const Tile& tile, const ScoreRule& score, const int32_t* kv_positions, int32_t key, int32_t end,
-                                     const float* HWY_RESTRICT bias, float* HWY_RESTRICT allow, size_t v_head_dim, float* HWY_RESTRICT p, float* p_begin,
+                                     const float* HWY_RESTRICT bias, float* HWY_RESTRICT allow, size_t v_head_dim, float* s, float* p, float* p_begin,
                                      const MaxRule& rule) {
   const DF d;
   const size_t N = hn::Lanes(d), L = NV * N;
   for (size_t r = 0; r < kTileKeys; ++r) {
     for (size_t c = 0; c < L; c += N) {
-      const auto s = MaskedScore(tile, score, KeyPosition(kv_positions, key + static_cast<int32_t>(r), end), bias ? bias + r * L : nullptr,
-                                 allow ? allow + r * L : nullptr, hn::Load(d, p + r * L + c), c);
-      hn::Store(s, d, p + r * L + c);
+      const auto dot = ScaleScore(T(), hn::Load(d, s + r * L + c), score.q_factor);
+      const auto x = MaskedScore(tile, score, KeyPosition(kv_positions, key + static_cast<int32_t>(r), end), bias ? bias + r * L : nullptr,
+                                 allow ? allow + r * L : nullptr, dot, c);
+      hn::Store(x, d, s + r * L + c);
     }
   }
-  SoftmaxGroup<NV>(tile, v_head_dim, p, p_begin, rule);
+  SoftmaxGroup<NV, T>(tile, v_head_dim, s, p, p_begin, rule);
+}
+
+// The K rows of the block, then the V rows, of which a row has kPerElement<T> keys.
+template <class T>
+HWY_INLINE const T* const* BlockRows(const KernelScratch& s) {
+  return reinterpret_cast<const T* const*>(s.rows);
 }
 
 // S^T, P^T, m and l of a tile for the keys of w in block kb.
-template <int NV>
+template <int NV, class T>
 HWY_NOINLINE void QkSoftmaxBlock(const AttentionTask& t, const KernelScratch& s, const Tile& tile, const ScoreRule& score,
                                  const BlockWork& w, int32_t kb, MaxRule rule, bool redo) {
   const size_t L = NV * hn::Lanes(DF());
-  const size_t head_dim = static_cast<size_t>(t.head_dim), v_head_dim = static_cast<size_t>(t.v_head_dim);
+  const size_t dim = static_cast<size_t>((t.head_dim + kPerElement<T> - 1) / kPerElement<T>), v_head_dim = static_cast<size_t>(t.v_head_dim);
   const int32_t g0 = w.begin / kTileKeys * kTileKeys;
   const bool plain = score.cap == 0.0f && !score.alibi && !w.use_bias && !redo;
-  const auto p_row = [&](int32_t key) HWY_ATTR { return tile.p + static_cast<size_t>(key - kb) * L; };
-  const float* const* k = s.rows - kb;
+  const auto p_row = [&](int32_t key) HWY_ATTR { return tile.p + static_cast<size_t>((key - kb) / kPerElement<T>) * L; };
+  // Scores lie where their P will; behind all P, where that takes less room.
+  const auto s_row = [&](int32_t key) HWY_ATTR {
+    return kPerElement<T> == 1 ? p_row(key) : tile.p + static_cast<size_t>(kBlockKeys / kPerElement<T>) * L;
+  };
+  const T* const* k = BlockRows<T>(s) - kb;
   if (w.use_bias) TransposeBias(t, tile, L, g0, w.end, s.bias + static_cast<size_t>(g0 - kb) * L);
   const DF d;
   for (size_t c = 0; c < L; c += hn::Lanes(d)) hn::Store(hn::Zero(d), d, tile.block_l + c);
   for (int32_t g = g0; g < w.end; g += kTileKeys) {
     // A group that every lane may attend to wholly.
     if (plain && g >= w.all_begin && g + kTileKeys <= w.all_end) {
-      QkSoftmaxGroup<NV>(tile, k + g, head_dim, v_head_dim, p_row(g), p_row(g0), rule);
+      QkSoftmaxGroup<NV>(tile, k + g, dim, v_head_dim, score.q_factor, s_row(g), p_row(g), p_row(g0), rule);
       continue;
     }
-    QkStoreGroup<NV>(tile, k + g, head_dim, p_row(g));
+    QkStoreGroup<NV>(tile, k + g, dim, s_row(g));
     const size_t row = static_cast<size_t>(g - kb) * L;
-    MaskedSoftmaxGroup<NV>(tile, score, t.kv_positions, g, w.end, w.use_bias ? s.bias + row : nullptr, redo ? s.allow + row : nullptr, v_head_dim,
-                           p_row(g), p_row(g0), rule);
+    MaskedSoftmaxGroup<NV, T>(tile, score, t.kv_positions, g, w.end, w.use_bias ? s.bias + row : nullptr, redo ? s.allow + row : nullptr, v_head_dim,
+                              s_row(g), p_row(g), p_row(g0), rule);
   }
   for (size_t c = 0; c < L; c += hn::Lanes(d)) {
     hn::Store(hn::Add(hn::Load(d, tile.l + c), hn::Load(d, tile.block_l + c)), d, tile.l + c);
@@ -237,31 +289,35 @@ HWY_NOINLINE void PvSelect(const float* const* v, size_t v_head_dim, size_t n, c
   }
 }
 
+template <class T>
 HWY_INLINE void QkSoftmaxBlock(const AttentionTask& t, const KernelScratch& s, const Tile& tile, const ScoreRule& score,
                                const BlockWork& w, int32_t kb, MaxRule rule, bool redo) {
-  if (tile.vecs == 3) return QkSoftmaxBlock<3>(t, s, tile, score, w, kb, rule, redo);
-  if (tile.vecs == 2) return QkSoftmaxBlock<2>(t, s, tile, score, w, kb, rule, redo);
-  QkSoftmaxBlock<1>(t, s, tile, score, w, kb, rule, redo);
+  if (tile.vecs == 3) return QkSoftmaxBlock<3, T>(t, s, tile, score, w, kb, rule, redo);
+  if (tile.vecs == 2) return QkSoftmaxBlock<2, T>(t, s, tile, score, w, kb, rule, redo);
+  QkSoftmaxBlock<1, T>(t, s, tile, score, w, kb, rule, redo);
 }
 
-template <int NV>
+template <int NV, class T>
 HWY_INLINE void PvBlock(const AttentionTask& t, const KernelScratch& s, const Tile& tile, const BlockWork& w, int32_t kb, MaxRule rule,
                         bool redo) {
   const size_t L = NV * hn::Lanes(DF()), v_head_dim = static_cast<size_t>(t.v_head_dim);
-  const size_t first = static_cast<size_t>(w.begin - kb), keys = static_cast<size_t>(w.end - w.begin);
-  const float* const* v = s.rows + kBlockKeys + first;
+  const size_t first = static_cast<size_t>((w.begin - kb) / kPerElement<T>);
+  const size_t rows = static_cast<size_t>((w.end - kb + kPerElement<T> - 1) / kPerElement<T>) - first;
+  const T* const* v = BlockRows<T>(s) + kBlockKeys + first;
   const float* p = tile.p + first * L;
-  if (redo) return PvSelect<NV>(v, v_head_dim, keys, p, s.allow + first * L, rule.weight, tile.ot);
-  PvTile<NV>(v, v_head_dim, keys, p, tile.ot);
+  if (redo) return PvSelect<NV>(v, v_head_dim, rows, p, s.allow + first * kPerElement<T> * L, rule.weight, tile.ot);
+  PvTile<NV>(v, v_head_dim, rows, p, tile.ot);
 }
+template <class T>
 HWY_INLINE void PvBlock(const AttentionTask& t, const KernelScratch& s, const Tile& tile, const BlockWork& w, int32_t kb, MaxRule rule,
                         bool redo) {
-  if (tile.vecs == 3) return PvBlock<3>(t, s, tile, w, kb, rule, redo);
-  if (tile.vecs == 2) return PvBlock<2>(t, s, tile, w, kb, rule, redo);
-  PvBlock<1>(t, s, tile, w, kb, rule, redo);
+  if (tile.vecs == 3) return PvBlock<3, T>(t, s, tile, w, kb, rule, redo);
+  if (tile.vecs == 2) return PvBlock<2, T>(t, s, tile, w, kb, rule, redo);
+  PvBlock<1, T>(t, s, tile, w, kb, rule, redo);
 }
 
 // All blocks of the task for the given tiles. redo: one tile, with select.
+template <class T>
 HWY_NOINLINE void RunBlocks(const AttentionTask& t, const KernelScratch& s, const Tile* tiles, size_t num_tiles, MaxRule rule,
                             bool redo) {
   const ScoreRule score = MakeScoreRule(t, kLog2E);
@@ -277,49 +333,32 @@ HWY_NOINLINE void RunBlocks(const AttentionTask& t, const KernelScratch& s, cons
       any |= work[n].begin < work[n].end;
     }
     if (!any) continue;
-    LoadRows(t, s, kb, HWY_MAX(kb, lo), HWY_MIN(kb + kBlockKeys - 1, hi));
+    LoadBlock(T(), t, s, kb, HWY_MAX(kb, lo), HWY_MIN(kb + kBlockKeys - 1, hi));
     for (size_t n = 0; n < num_tiles; ++n) {
-      if (work[n].begin < work[n].end) QkSoftmaxBlock(t, s, tiles[n], score, work[n], kb, rule, redo);
+      if (work[n].begin < work[n].end) QkSoftmaxBlock<T>(t, s, tiles[n], score, work[n], kb, rule, redo);
     }
     for (size_t n = 0; n < num_tiles; ++n) {
-      if (work[n].begin < work[n].end) PvBlock(t, s, tiles[n], work[n], kb, rule, redo);
+      if (work[n].begin < work[n].end) PvBlock<T>(t, s, tiles[n], work[n], kb, rule, redo);
     }
   }
 }
 
-HWY_NOINLINE void PrefillF32(const AttentionTask& t, const KernelScratch& s) {
+template <class T>
+HWY_INLINE void Prefill(const AttentionTask& t, const KernelScratch& s) {
   Tile tiles[kMaxTiles] = {};
   const size_t num_tiles = SetUpTiles(t, s, tiles);
   const ScoreRule score = MakeScoreRule(t, kLog2E);
-  for (size_t n = 0; n < num_tiles; ++n) TransposeQ(t, tiles[n], score.q_factor);
-  RunBlocks(t, s, tiles, num_tiles, kLazyMax, false);
+  for (size_t n = 0; n < num_tiles; ++n) LoadQ(T(), t, tiles[n], score);
+  RunBlocks<T>(t, s, tiles, num_tiles, kLazyMax, false);
   for (size_t n = 0; n < num_tiles; ++n) {
     if (!WriteTile(t, tiles[n], kAllLanes, kLazyMax.weight)) continue;
     // Some lane's O is not finite: NaN or Inf in a value it may not attend to, or in one it may, or overflow of P V. The first is cured by
     // select, the last by a smaller P; each lane's bits depend on its own keys only.
-    RunBlocks(t, s, &tiles[n], 1, kLazyMax, true);
+    RunBlocks<T>(t, s, &tiles[n], 1, kLazyMax, true);
     if (!WriteTile(t, tiles[n], kPoisonedLanes, kLazyMax.weight)) continue;
-    RunBlocks(t, s, &tiles[n], 1, kOverflowSafeMax, true);
+    RunBlocks<T>(t, s, &tiles[n], 1, kOverflowSafeMax, true);
     WriteTile(t, tiles[n], kPoisonedLanes, kOverflowSafeMax.weight);
   }
-}
-
-// (lane, key) pairs that the task computes once dead blocks are skipped, for describe(): reads mask and bias only. padded: count the empty
-// lanes of tiles too.
-HWY_NOINLINE int64_t LivePairs(const AttentionTask& t, const KernelScratch& s, bool padded) {
-  Tile tiles[kMaxTiles] = {};
-  const size_t num_tiles = SetUpTiles(t, s, tiles);
-  int64_t pairs = 0;
-  for (size_t n = 0; n < num_tiles; ++n) {
-    const int64_t lanes = padded ? static_cast<int64_t>(TileLanes(tiles[n])) : tiles[n].lanes;
-    int32_t lo, hi;
-    KeyUnion(t, &tiles[n], 1, &lo, &hi);
-    for (int32_t kb = lo / kBlockKeys * kBlockKeys; kb <= hi; kb += kBlockKeys) {
-      const BlockWork w = FindBlockWork(t, tiles[n], kb);
-      if (w.begin < w.end) pairs += lanes * (w.end - w.begin);
-    }
-  }
-  return pairs;
 }
 
 }  // namespace HWY_NAMESPACE

@@ -184,6 +184,14 @@ HWY_INLINE int32_t KeysInStride(const AttentionTask& t, int32_t key, int32_t n) 
   return t.block_table ? HWY_MIN(n, t.page_size - key % t.page_size) : n;
 }
 
+// Whole groups: a key outside [lo, hi] repeats the nearest inside, whose score is then replaced.
+template <class T>
+HWY_INLINE void RepeatRows(int32_t kb, int32_t lo, int32_t hi, const T** rows) {
+  for (int32_t j = lo / kTileKeys * kTileKeys; j < lo; ++j) rows[j - kb] = rows[lo - kb];
+  const int32_t end = HWY_MIN((hi / kTileKeys + 1) * kTileKeys, kb + kBlockKeys);
+  for (int32_t j = hi + 1; j < end; ++j) rows[j - kb] = rows[hi - kb];
+}
+
 HWY_INLINE void LoadSide(const AttentionTask& t, const Side& side, int32_t kb, int32_t lo, int32_t hi, const float** rows, float* copy,
                          size_t dim) {
   for (int32_t j = lo, end; j <= hi; j = end) {
@@ -196,10 +204,7 @@ HWY_INLINE void LoadSide(const AttentionTask& t, const Side& side, int32_t kb, i
       rows[key - kb] = to ? to : static_cast<const float*>(row);
     }
   }
-  // Whole groups: a key outside [lo, hi] repeats the nearest inside, whose score is then replaced.
-  for (int32_t j = lo / kTileKeys * kTileKeys; j < lo; ++j) rows[j - kb] = rows[lo - kb];
-  const int32_t end = HWY_MIN((hi / kTileKeys + 1) * kTileKeys, kb + kBlockKeys);
-  for (int32_t j = hi + 1; j < end; ++j) rows[j - kb] = rows[hi - kb];
+  RepeatRows(kb, lo, hi, rows);
 }
 
 // Row pointers of block kb, of which the keys [lo, hi] are read. Rows of other types than f32 are converted to copies, and rows that alias in L1
@@ -249,14 +254,14 @@ HWY_INLINE void StoreGroup(float* HWY_RESTRICT p, V a0, V b0, V c0, V a1, V b1, 
 }
 
 // S^T of one group of keys, stored.
-template <int NV>
-HWY_NOINLINE void QkStoreGroup(const Tile& tile, const float* const* k, size_t head_dim, float* HWY_RESTRICT p) {
+template <int NV, class T>
+HWY_NOINLINE void QkStoreGroup(const Tile& tile, const T* const* k, size_t dim, float* HWY_RESTRICT p) {
   const DF d;
   using V = hn::Vec<DF>;
   V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0;
   V b0 = a0, b1 = a0, b2 = a0, b3 = a0, b4 = a0, b5 = a0, b6 = a0, b7 = a0;
   V c0 = a0, c1 = a0, c2 = a0, c3 = a0, c4 = a0, c5 = a0, c6 = a0, c7 = a0;
-  QkTile<NV>(k, tile.qt, head_dim, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7,
+  QkTile<NV>(k, tile.qt, dim, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7,
              c7);
   StoreGroup<NV>(p, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
 }

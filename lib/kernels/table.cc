@@ -23,10 +23,29 @@ extern const LinearTypeKernels kLinearKernels[3];
 
 static HWY_NOINLINE int32_t VectorLanes() { return static_cast<int32_t>(hwy::HWY_NAMESPACE::Lanes(DF())); }
 
+using PrefillFunction = void (*)(const AttentionTask&, const KernelScratch&);
+static constexpr KernelTable MakeTable(PrefillFunction prefill_bf16) {
+  return {&VectorLanes, kTileKeys,    &PrefillF32, prefill_bf16, &DecodeF32,         &ScoresF32,
+          &LivePairs,   &AddWeighted, &StoreSum,   &Rope,        &LinearMultiplyF32, kLinearKernels};
+}
+
 extern const KernelTable kTable;
-const KernelTable kTable = {&VectorLanes, kTileKeys, &PrefillF32, &DecodeF32, &ScoresF32, &LivePairs, &AddWeighted, &StoreSum,
-                            &Rope, &LinearMultiplyF32, kLinearKernels};
+const KernelTable kTable = MakeTable(nullptr);
 
 }  // namespace HWY_NAMESPACE
 }  // namespace fovea
 HWY_AFTER_NAMESPACE();
+
+// AVX3_BF16 is AVX3 with a prefill of its own (prefill_bf16.cc).
+#if HWY_ONCE && HWY_ARCH_X86_64 && (HWY_TARGETS & HWY_AVX3)
+namespace fovea {
+namespace N_AVX3_BF16 {
+
+void PrefillBf16(const AttentionTask& t, const KernelScratch& s);
+
+extern const KernelTable kTable;
+const KernelTable kTable = N_AVX3::MakeTable(&PrefillBf16);
+
+}  // namespace N_AVX3_BF16
+}  // namespace fovea
+#endif

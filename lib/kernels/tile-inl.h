@@ -36,24 +36,34 @@ using DI = hn::RebindToSigned<DF>;
 // Whether the third operand vector stays in memory: 12 + 3 + 1 registers leave clang none to spare, and it spills an accumulator (half the speed).
 constexpr bool kThirdFromMemory = kTileKeys == 4 && HWY_COMPILER_CLANG;
 
+// An element of a row is what one step of the reduction multiplies: a float, or a pair of bf16, for which bf16_dot-inl.h overloads these.
+template <class V>
+HWY_INLINE V BroadcastElement(const float* x, V /*type*/) {
+  return hn::Set(DF(), *x);
+}
+template <class V>
+HWY_INLINE V MulAddElement(const float* /*type*/, V x, V v, V sum) {
+  return hn::MulAdd(x, v, sum);
+}
+
 // One row: NV accumulators += x * v. b: where the operand vectors lie.
-template <int NV, class V>
-HWY_INLINE void FmaRow(float x, V v0, V v1, V v2, const float*& b, V& a0, V& a1, V& a2) {
+template <int NV, class T, class V>
+HWY_INLINE void FmaRow(const T* x, V v0, V v1, V v2, const float*& b, V& a0, V& a1, V& a2) {
   const DF d;
-  const V vx = hn::Set(d, x);
-  a0 = hn::MulAdd(vx, v0, a0);
-  if constexpr (NV > 1) a1 = hn::MulAdd(vx, v1, a1);
-  if constexpr (NV > 2 && !kThirdFromMemory) a2 = hn::MulAdd(vx, v2, a2);
+  const V vx = BroadcastElement(x, v0);
+  a0 = MulAddElement(x, vx, v0, a0);
+  if constexpr (NV > 1) a1 = MulAddElement(x, vx, v1, a1);
+  if constexpr (NV > 2 && !kThirdFromMemory) a2 = MulAddElement(x, vx, v2, a2);
   if constexpr (NV > 2 && kThirdFromMemory) {
     asm volatile("" : "+r"(b));  // one load per row, as the FMA's memory operand
-    a2 = hn::MulAdd(vx, hn::Load(d, b + 2 * hn::Lanes(d)), a2);
+    a2 = MulAddElement(x, vx, hn::Load(d, b + 2 * hn::Lanes(d)), a2);
   }
 }
 
 // One step of the reduction: R rows, x0 .. x(R-1), against the NV vectors at b. Rows past R are not touched.
-template <int R, int NV, class V>
-HWY_INLINE void FmaStep(const float* x0, const float* x1, const float* x2, const float* x3, const float* x4, const float* x5,
-                        const float* x6, const float* x7, const float*& b, V& a0, V& b0, V& c0, V& a1, V& b1, V& c1, V& a2,
+template <int R, int NV, class T, class V>
+HWY_INLINE void FmaStep(const T* x0, const T* x1, const T* x2, const T* x3, const T* x4, const T* x5, const T* x6,
+                        const T* x7, const float*& b, V& a0, V& b0, V& c0, V& a1, V& b1, V& c1, V& a2,
                         V& b2, V& c2, V& a3, V& b3, V& c3, V& a4, V& b4, V& c4, V& a5, V& b5, V& c5, V& a6, V& b6, V& c6,
                         V& a7, V& b7, V& c7) {
   const DF d;
@@ -62,25 +72,25 @@ HWY_INLINE void FmaStep(const float* x0, const float* x1, const float* x2, const
   V v1 = v0, v2 = v0;
   if constexpr (NV > 1) v1 = hn::Load(d, b + N);
   if constexpr (NV > 2 && !kThirdFromMemory) v2 = hn::Load(d, b + 2 * N);
-  FmaRow<NV>(*x0, v0, v1, v2, b, a0, b0, c0);
-  if constexpr (R > 1) FmaRow<NV>(*x1, v0, v1, v2, b, a1, b1, c1);
-  if constexpr (R > 2) FmaRow<NV>(*x2, v0, v1, v2, b, a2, b2, c2);
-  if constexpr (R > 3) FmaRow<NV>(*x3, v0, v1, v2, b, a3, b3, c3);
-  if constexpr (R > 4) FmaRow<NV>(*x4, v0, v1, v2, b, a4, b4, c4);
-  if constexpr (R > 5) FmaRow<NV>(*x5, v0, v1, v2, b, a5, b5, c5);
-  if constexpr (R > 6) FmaRow<NV>(*x6, v0, v1, v2, b, a6, b6, c6);
-  if constexpr (R > 7) FmaRow<NV>(*x7, v0, v1, v2, b, a7, b7, c7);
+  FmaRow<NV>(x0, v0, v1, v2, b, a0, b0, c0);
+  if constexpr (R > 1) FmaRow<NV>(x1, v0, v1, v2, b, a1, b1, c1);
+  if constexpr (R > 2) FmaRow<NV>(x2, v0, v1, v2, b, a2, b2, c2);
+  if constexpr (R > 3) FmaRow<NV>(x3, v0, v1, v2, b, a3, b3, c3);
+  if constexpr (R > 4) FmaRow<NV>(x4, v0, v1, v2, b, a4, b4, c4);
+  if constexpr (R > 5) FmaRow<NV>(x5, v0, v1, v2, b, a5, b5, c5);
+  if constexpr (R > 6) FmaRow<NV>(x6, v0, v1, v2, b, a6, b6, c6);
+  if constexpr (R > 7) FmaRow<NV>(x7, v0, v1, v2, b, a7, b7, c7);
   b += NV * N;
 }
 
-// S^T of kTileKeys keys (rows k[0 .. kTileKeys)) against the tile's Q^T [dim][NV * N].
-template <int NV, class V>
-HWY_INLINE void QkTile(const float* const* HWY_RESTRICT k, const float* qt, size_t dim, V& a0, V& b0, V& c0, V& a1,
+// S^T of kTileKeys keys (rows k[0 .. kTileKeys)) against the tile's Q^T [dim][NV * N]; dim in elements of T.
+template <int NV, class T, class V>
+HWY_INLINE void QkTile(const T* const* HWY_RESTRICT k, const float* qt, size_t dim, V& a0, V& b0, V& c0, V& a1,
                        V& b1, V& c1, V& a2, V& b2, V& c2, V& a3, V& b3, V& c3, V& a4, V& b4, V& c4, V& a5, V& b5, V& c5,
                        V& a6, V& b6, V& c6, V& a7, V& b7, V& c7) {
   constexpr int R = kTileKeys;
-  const float *k0 = k[0], *k1 = k[1], *k2 = k[2], *k3 = k[3];
-  const float *k4 = k0, *k5 = k0, *k6 = k0, *k7 = k0;
+  const T *k0 = k[0], *k1 = k[1], *k2 = k[2], *k3 = k[3];
+  const T *k4 = k0, *k5 = k0, *k6 = k0, *k7 = k0;
   if constexpr (R == 8) k4 = k[4], k5 = k[5], k6 = k[6], k7 = k[7];
   size_t i = 0;
   // Two steps per turn: the exit of a 64-step loop is mispredicted otherwise.
@@ -115,18 +125,19 @@ HWY_INLINE void AddRows(float* HWY_RESTRICT o, V a0, V b0, V c0, V a1, V b1, V c
   row(4, a4, b4, c4), row(5, a5, b5, c5), row(6, a6, b6, c6), row(7, a7, b7, c7);
 }
 
-// O^T rows [0, R) of ot += sum over n keys of V[j][R columns from col] * P^T[j]. A row's bits do not depend on R. The sum of a block starts
+// O^T rows [0, R) of ot += sum over n keys (pairs of them, if T is a pair) of V[j][R columns from col] * P^T[j]. A row's bits do not depend on R. The
+// sum of a block starts
 // at 0 and is added once: rounding grows with keys per block plus blocks, not with keys.
-template <int R, int NV>
-HWY_INLINE void PvRows(const float* const* HWY_RESTRICT v, size_t col, size_t n, const float* p, float* HWY_RESTRICT ot) {
+template <int R, int NV, class T>
+HWY_INLINE void PvRows(const T* const* HWY_RESTRICT v, size_t col, size_t n, const float* p, float* HWY_RESTRICT ot) {
   const DF d;
   using V = hn::Vec<DF>;
   V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0;
   V b0 = a0, b1 = a0, b2 = a0, b3 = a0, b4 = a0, b5 = a0, b6 = a0, b7 = a0;
   V c0 = a0, c1 = a0, c2 = a0, c3 = a0, c4 = a0, c5 = a0, c6 = a0, c7 = a0;
-  const float* const* end = v + n;
+  const T* const* end = v + n;
   for (; v != end; ++v) {
-    const float* x = *v + col;
+    const T* x = *v + col;
     FmaStep<R, NV>(x, x + 1, x + 2, x + 3, x + 4, x + 5, x + 6, x + 7, p, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4,
                    b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
     asm volatile("" : "+r"(v), "+r"(p));
@@ -135,8 +146,8 @@ HWY_INLINE void PvRows(const float* const* HWY_RESTRICT v, size_t col, size_t n,
 }
 
 // PV for all v_head_dim columns; the last ones by narrower tiles of the same arithmetic.
-template <int NV>
-HWY_NOINLINE void PvTile(const float* const* HWY_RESTRICT v, size_t v_head_dim, size_t n, const float* HWY_RESTRICT p,
+template <int NV, class T>
+HWY_NOINLINE void PvTile(const T* const* HWY_RESTRICT v, size_t v_head_dim, size_t n, const float* HWY_RESTRICT p,
                          float* HWY_RESTRICT ot) {
   const size_t L = NV * hn::Lanes(DF());
   size_t col = 0;

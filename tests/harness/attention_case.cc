@@ -533,6 +533,13 @@ std::string AttentionCase::Describe() const {
   return text;
 }
 
+fovea_dtype EachInputType() {
+  fovea_dtype type = FOVEA_F32;
+  SUBCASE("q, k and v in F32") {}
+  SUBCASE("q, k and v in BF16") { type = FOVEA_BF16; }
+  return type;
+}
+
 fovea_exec Threads(int32_t num_threads, uint32_t flags) {
   fovea_exec exec;
   fovea_exec_init(&exec, sizeof exec);
@@ -626,7 +633,10 @@ std::string RunAndCheck(AttentionCase* c, const fovea_exec* exec) {
     if (*canary != 0xa5) return fail("memory before the workspace was written");
   }
 
-  const fovea::AttentionCheck check = fovea::CheckAttention(p);
+  fovea_attention_info info;
+  fovea_attention_info_init(&info, sizeof info);
+  fovea_attention_describe(&p, exec ? exec : &drawn, &info);  // Run() has had it succeed
+  const fovea::AttentionCheck check = fovea::CheckAttention(p, 1, fovea::WeightsOf(info));
   for (const std::string& text :
        {Judgement("out", check.out), Judgement("lse", check.lse), Judgement("scores", check.scores)}) {
     if (!text.empty()) return fail(text);
