@@ -1,0 +1,519 @@
+// fovea_mha_forward: a layer against f64, its cache, and its contract.
+#include <doctest/doctest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "lib/reference.h"
+#include "tests/harness/attention_case.h"
+#include "tests/harness/environment.h"
+#include "tests/harness/executors.h"
+
+namespace fovea_test {
+namespace {
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+
+enum class Kv { kNone, kContiguous, kPaged };
+
+struct MhaSpec {
+  uint64_t seed = 1;
+  int64_t batch = 1, q_len = 1, d_model = 8, d_out = 8, q_heads = 1, kv_heads = 1, head_dim = 8, v_head_dim = 8;
+  Kv kv = Kv::kNone;
+  int64_t room = 0;      // rows that the cache holds per sequence
+  int64_t page_size = 3;
+  int64_t start = -1;    // rows that the cache holds already; -1: drawn for each sequence
+  bool packed_weight = false, biases = true, norm = false, rope = false, interleaved = false, lens = false, packed = false;
+  bool cross = false, strides = false, causal = false, mask = false, sinks = false, window = false, cap = false, lse = false;
+  int64_t kv_len = 0;    // of cross
+  fovea_dtype x = FOVEA_F32, w = FOVEA_F32, y = FOVEA_F32, cache = FOVEA_F32;
+};
+
+// A layer with all its memory guarded. Weights are about 1 / sqrt(d_model), so that q, k, v are about 1.
+struct MhaCase {
+  explicit MhaCase(const MhaSpec& s) : spec(s), rng(s.seed) {
+    guard = rng.Chance(50) ? Guard::kAfter : Guard::kBefore;
+    fovea_mha_params_init(&p, sizeof p);
+    p.batch = s.batch, p.q_len = s.q_len, p.d_model = s.d_model, p.d_out = s.d_out;
+    p.num_q_heads = s.q_heads, p.num_kv_heads = s.kv_heads, p.head_dim = s.head_dim, p.v_head_dim = s.v_head_dim;
+    Rows(s.q_len, s.lens, s.packed, &q_lens, &p.q_lens, &p.cu_seqlens_q, &p.total_q, &q_lens_array);
+    x = Make(s.x, Side(s.packed, p.total_q, s.q_len, s.d_model), true, 1, 1.0f);
+    y = Make(s.y, Side(s.packed, p.total_q, s.q_len, s.d_out), false, 0, 1.0f);
+    p.x = x->view(), p.y = y->view();
+    d_kv = s.cross && !s.packed_weight ? s.d_model + 3 : s.d_model;
+    if (s.cross) {
+      p.kv_len = s.kv_len;
+      p.d_kv = d_kv == s.d_model ? 0 : d_kv;
+      Rows(s.kv_len, s.lens, s.packed && s.kv != Kv::kPaged, &kv_lens, &p.kv_lens, &p.cu_seqlens_kv, &p.total_kv, &kv_lens_array);
+      x_kv = Make(s.x, Side(p.cu_seqlens_kv != nullptr, p.total_kv, s.kv_len, d_kv), true, 2, 1.0f);
+      p.x_kv = x_kv->view();
+    }
+    const int64_t q = s.q_heads * s.head_dim, k = s.kv_heads * s.head_dim, v = s.kv_heads * s.v_head_dim, o = s.q_heads * s.v_head_dim;
+    if (s.packed_weight) {
+      w.push_back(Weight(q + k + v, s.d_model, 3));
+      p.w_qkv = w[0]->view();
+      if (s.biases) b.push_back(Bias(q + k + v, 13)), p.b_qkv = b[0]->view();
+    } else {
+      w.push_back(Weight(q, s.d_model, 3)), w.push_back(Weight(k, d_kv, 4)), w.push_back(Weight(v, d_kv, 5));
+      p.wq = w[0]->view(), p.wk = w[1]->view(), p.wv = w[2]->view();
+      if (s.biases) {
+        b.push_back(Bias(q, 13)), b.push_back(Bias(k, 14)), b.push_back(Bias(v, 15));
+        p.bq = b[0]->view(), p.bk = b[1]->view(), p.bv = b[2]->view();
+      }
+    }
+    wo = Weight(s.d_out, o, 6);
+    p.wo = wo->view();
+    if (s.biases) bo = Bias(s.d_out, 16), p.bo = bo->view();
+    if (s.norm) {
+      q_norm = Bias(s.head_dim, 17), k_norm = Bias(s.head_dim, 18);
+      p.q_norm = q_norm->view(), p.k_norm = k_norm->view();
+      p.norm_eps = 1e-5f;
+    }
+    if (s.kv != Kv::kNone) AddCache();
+    if (s.rope) AddRope();
+    AddOptions();
+  }
+
+  // Lengths of one side, drawn where they differ.
+  void Rows(int64_t len, bool with_lens, bool is_packed, std::vector<int32_t>* lens, const int32_t** p_lens, const int32_t** p_cu,
+            int64_t* total, GuardedArray<int32_t>* array) {
+    std::vector<int32_t> cu = {0};
+    for (int64_t n = 0; n < spec.batch; ++n) {
+      lens->push_back(static_cast<int32_t>(with_lens || is_packed ? rng.Int(0, len) : len));
+      cu.push_back(cu.back() + lens->back());
+    }
+    if (is_packed) {
+      *array = GuardedArray<int32_t>(cu, guard);
+      *p_cu = array->data();
+      *total = cu.back() + rng.Int(0, 2);
+    } else if (with_lens) {
+      *array = GuardedArray<int32_t>(*lens, guard);
+      *p_lens = array->data();
+    }
+  }
+  Shape Side(bool is_packed, int64_t total, int64_t len, int64_t cols) const {
+    return is_packed ? Shape{1, 1, total, cols} : Shape{spec.batch, 1, len, cols};
+  }
+  std::unique_ptr<TestTensor> Make(fovea_dtype dtype, const Shape& shape, bool input, uint64_t tag, float factor) {
+    auto t = std::make_unique<TestTensor>(dtype, shape, spec.strides ? RandomStrides(&rng, shape, false, input) : DenseStrides(shape), guard);
+    Fill(t.get(), tag, factor);
+    return t;
+  }
+  void Fill(TestTensor* t, uint64_t tag, float factor) const {
+    const Shape& s = t->shape();
+    for (int64_t n = 0; tag != 0 && n < s.batch; ++n) {
+      for (int64_t h = 0; h < s.heads; ++h) {
+        for (int64_t i = 0; i < s.rows; ++i) {
+          for (int64_t c = 0; c < s.cols; ++c) t->Set(n, h, i, c, factor * NormalFromBits(ElementBits(spec.seed, tag, n, h, i, c)));
+        }
+      }
+    }
+  }
+  std::unique_ptr<TestTensor> Weight(int64_t out, int64_t in, uint64_t tag) {
+    return Make(spec.w, {1, 1, out, in}, true, tag, 1.0f / std::sqrt(static_cast<float>(in)));
+  }
+  std::unique_ptr<TestTensor> Bias(int64_t n, uint64_t tag) { return Make(spec.w, {1, 1, 1, n}, true, tag, 1.0f); }
+
+  void AddCache() {
+    const std::vector<int32_t>& fresh = spec.cross ? kv_lens : q_lens;
+    const int64_t page = spec.page_size, pages_of_one = spec.room / page + 1;
+    for (int64_t n = 0; n < spec.batch; ++n) {
+      const int64_t most = spec.room - fresh[static_cast<size_t>(n)];
+      starts.push_back(static_cast<int32_t>(spec.start >= 0 ? spec.start : rng.Int(0, most)));
+    }
+    starts_array = GuardedArray<int32_t>(starts, guard);
+    p.kv_starts = starts_array.data();
+    Shape shape = {spec.batch, spec.kv_heads, spec.room, spec.head_dim};
+    if (spec.kv == Kv::kContiguous) {
+      p.capacity = spec.room;
+    } else {
+      p.page_size = page, p.block_table_stride = pages_of_one, p.num_pages = pages_of_one * spec.batch + 2;
+      shape.batch = p.num_pages, shape.rows = page;
+      std::vector<int32_t> order;
+      for (int64_t n = 0; n < p.num_pages; ++n) order.insert(order.begin() + rng.Int(0, n), static_cast<int32_t>(n));
+      order.resize(static_cast<size_t>(pages_of_one * spec.batch));
+      table = order;
+      table_array = GuardedArray<int32_t>(order, guard);
+      p.block_table = table_array.data();
+    }
+    k_cache = Make(spec.cache, shape, false, 0, 0);
+    shape.cols = spec.v_head_dim;
+    v_cache = Make(spec.cache, shape, false, 0, 0);
+    for (int64_t n = 0; n < spec.batch; ++n) {  // the same rows whatever the cache; NaN behind them
+      for (int64_t i = 0; i < spec.room; ++i) {
+        const bool held = i < starts[static_cast<size_t>(n)];
+        for (int64_t h = 0; h < spec.kv_heads; ++h) {
+          for (int64_t c = 0; c < spec.head_dim; ++c) Cached(*k_cache, n, h, i, c, held ? Value(7, n, h, i, c) : kNan);
+          for (int64_t c = 0; c < spec.v_head_dim; ++c) Cached(*v_cache, n, h, i, c, held ? Value(8, n, h, i, c) : kNan);
+        }
+      }
+    }
+    p.k_cache = k_cache->view(), p.v_cache = v_cache->view();
+  }
+  float Value(uint64_t tag, int64_t n, int64_t h, int64_t i, int64_t c) const { return NormalFromBits(ElementBits(spec.seed, tag, n, h, i, c)); }
+  void Place(int64_t n, int64_t i, int64_t* entry, int64_t* row) const {
+    *entry = spec.kv == Kv::kPaged ? table[static_cast<size_t>(n * p.block_table_stride + i / spec.page_size)] : n;
+    *row = spec.kv == Kv::kPaged ? i % spec.page_size : i;
+  }
+  void Cached(TestTensor& t, int64_t n, int64_t h, int64_t i, int64_t c, float value) const {
+    int64_t entry, row;
+    Place(n, i, &entry, &row);
+    t.Set(entry, h, row, c, value);
+  }
+  float Cached(const TestTensor& t, int64_t n, int64_t h, int64_t i, int64_t c) const {
+    int64_t entry, row;
+    Place(n, i, &entry, &row);
+    return t.Get(entry, h, row, c);
+  }
+
+  void AddRope() {
+    fovea_rope_params_init(&rope, sizeof rope);
+    rope.rotary_dim = 2 * std::max<int64_t>(1, spec.head_dim / 2 - rng.Int(0, 2));
+    rope.interleaved = spec.interleaved;
+    rope.num_positions = spec.q_len + spec.room + 3;
+    const Shape shape = {1, 1, rope.num_positions, rope.rotary_dim / 2};
+    cos = std::make_unique<TestTensor>(FOVEA_F32, shape, DenseStrides(shape), guard);
+    sin = std::make_unique<TestTensor>(FOVEA_F32, shape, DenseStrides(shape), guard);
+    for (int64_t i = 0; i < shape.rows; ++i) {
+      for (int64_t c = 0; c < shape.cols; ++c) {
+        const double angle = static_cast<double>(i) * std::pow(10000.0, -static_cast<double>(c) / static_cast<double>(shape.cols));
+        cos->F32(0, 0, i, c) = static_cast<float>(std::cos(angle));
+        sin->F32(0, 0, i, c) = static_cast<float>(std::sin(angle));
+      }
+    }
+    rope.cos = cos->view(), rope.sin = sin->view();
+    p.rope = &rope;
+  }
+
+  void AddOptions() {
+    fovea_attention_params_init(&options, sizeof options);
+    options.causal = spec.causal;
+    if (spec.window) options.window_left = 5;
+    if (spec.cap) options.logits_soft_cap = 2.5f;
+    if (spec.sinks) {
+      std::vector<float> values;
+      for (int64_t h = 0; h < spec.q_heads; ++h) values.push_back(rng.Normal());
+      sinks_array = GuardedArray<float>(values, guard);
+      options.sinks = sinks_array.data();
+    }
+    if (spec.cross && spec.causal) options.q_align = FOVEA_Q_ALIGN_BOTTOM_RIGHT;
+    const int64_t keys = KvRoom();
+    if (spec.mask) {
+      const Shape shape = {spec.batch, 1, spec.q_len, keys};
+      mask = std::make_unique<TestTensor>(FOVEA_U8, shape, DenseStrides(shape), guard);
+      for (int64_t n = 0; n < shape.batch; ++n) {
+        for (int64_t i = 0; i < shape.rows; ++i) {
+          for (int64_t c = 0; c < shape.cols; ++c) mask->U8(n, 0, i, c) = ElementBits(spec.seed, 9, n, 0, i, c) % 4 != 0;
+        }
+      }
+      options.mask = mask->view();
+      options.mask.stride_head = 0;
+      options.mask_kv_len = keys;
+    }
+    if (spec.lse) {
+      const Shape shape = {spec.packed ? 1 : spec.batch, spec.q_heads, spec.packed ? p.total_q : spec.q_len, 1};
+      lse = std::make_unique<TestTensor>(FOVEA_F32, shape, DenseStrides(shape), guard);
+      options.lse = lse->view();
+    }
+    p.attention = &options;
+  }
+  int64_t KvRoom() const {
+    if (spec.kv == Kv::kPaged) return p.block_table_stride * p.page_size;
+    return spec.kv == Kv::kContiguous ? spec.room : spec.cross ? spec.kv_len : spec.q_len;
+  }
+
+  fovea_status Run(const fovea_exec* exec = nullptr) const { return fovea_mha_forward(&p, exec); }
+
+  int64_t QLen(int64_t n) const { return q_lens[static_cast<size_t>(n)]; }
+  int64_t NewKv(int64_t n) const { return spec.cross ? kv_lens[static_cast<size_t>(n)] : QLen(n); }
+  int64_t Start(int64_t n) const { return starts.empty() ? 0 : starts[static_cast<size_t>(n)]; }
+  void XRow(int64_t n, int64_t i, int64_t* batch, int64_t* row) const {
+    *batch = spec.packed ? 0 : n;
+    *row = spec.packed ? p.cu_seqlens_q[n] + i : i;
+  }
+
+  std::vector<float> Y() const {
+    std::vector<float> all;
+    for (int64_t n = 0; n < spec.batch; ++n) {
+      for (int64_t i = 0; i < QLen(n); ++i) {
+        int64_t batch, row;
+        XRow(n, i, &batch, &row);
+        for (int64_t c = 0; c < spec.d_out; ++c) all.push_back(y->Get(batch, 0, row, c));
+      }
+    }
+    return all;
+  }
+  // Keys and values of all sequences, as they stand in the cache.
+  std::vector<float> Cache() const {
+    std::vector<float> all;
+    for (int64_t n = 0; n < spec.batch; ++n) {
+      for (int64_t i = 0; i < Start(n) + NewKv(n); ++i) {
+        for (int64_t h = 0; h < spec.kv_heads; ++h) {
+          for (int64_t c = 0; c < spec.head_dim; ++c) all.push_back(Cached(*k_cache, n, h, i, c));
+          for (int64_t c = 0; c < spec.v_head_dim; ++c) all.push_back(Cached(*v_cache, n, h, i, c));
+        }
+      }
+    }
+    return all;
+  }
+
+  // ---- The oracle, in f64 ----
+
+  // Rows [first, first + rows) of weight `which` of 0 q, 1 k, 2 v, times a row of x.
+  std::vector<double> Project(const TestTensor& in, int64_t batch, int64_t row, size_t which) const {
+    const int64_t q = spec.q_heads * spec.head_dim, k = spec.kv_heads * spec.head_dim, v = spec.kv_heads * spec.v_head_dim;
+    const int64_t rows[] = {q, k, v}, firsts[] = {0, q, q + k};
+    const size_t matrix = spec.packed_weight ? 0 : which;
+    const int64_t first = spec.packed_weight ? firsts[which] : 0;
+    std::vector<double> result;
+    for (int64_t o = first; o < first + rows[which]; ++o) {
+      double sum = spec.biases ? static_cast<double>(b[matrix]->Get(0, 0, 0, o)) : 0;
+      for (int64_t c = 0; c < in.shape().cols; ++c) {
+        sum += static_cast<double>(in.Get(batch, 0, row, c)) * static_cast<double>(w[matrix]->Get(0, 0, o, c));
+      }
+      result.push_back(sum);
+    }
+    return result;
+  }
+  void NormAndRotate(std::vector<double>* heads, const TestTensor* norm, int64_t position) const {
+    for (size_t h = 0; h < heads->size(); h += static_cast<size_t>(spec.head_dim)) {
+      double* head = heads->data() + h;
+      if (norm) {
+        double squares = 0;
+        for (int64_t c = 0; c < spec.head_dim; ++c) squares += head[c] * head[c];
+        const double scale = 1 / std::sqrt(squares / static_cast<double>(spec.head_dim) + static_cast<double>(p.norm_eps));
+        for (int64_t c = 0; c < spec.head_dim; ++c) head[c] *= scale * static_cast<double>(norm->Get(0, 0, 0, c));
+      }
+      for (int64_t j = 0; p.rope && j < rope.rotary_dim / 2; ++j) {
+        double& a = head[rope.interleaved ? 2 * j : j];
+        double& e = head[rope.interleaved ? 2 * j + 1 : j + rope.rotary_dim / 2];
+        const double co = static_cast<double>(cos->F32(0, 0, position, j)), si = static_cast<double>(sin->F32(0, 0, position, j));
+        const double rotated = co * a - si * e;
+        e = si * a + co * e;
+        a = rotated;
+      }
+    }
+  }
+
+  // "" or the first of y, lse and the new rows of the cache that is off. Call it after Run(): attention's keys and values are taken from the cache,
+  // where there is one.
+  std::string Compare() const {
+    const double walk = 4e-6;
+    for (int64_t n = 0; n < spec.batch; ++n) {
+      const int64_t q_len = QLen(n), kv_len = Start(n) + NewKv(n), d = spec.head_dim, dv = spec.v_head_dim;
+      std::vector<float> q(static_cast<size_t>(q_len * spec.q_heads * d)), k(static_cast<size_t>(kv_len * spec.kv_heads * d)),
+          v(static_cast<size_t>(kv_len * spec.kv_heads * dv));
+      const TestTensor& source = spec.cross ? *x_kv : *x;
+      for (int64_t i = 0; i < kv_len; ++i) {
+        std::vector<double> new_k, new_v;
+        if (i >= Start(n)) {
+          int64_t batch, row;
+          XRow(n, i - Start(n), &batch, &row);
+          if (spec.cross) batch = p.cu_seqlens_kv ? 0 : n, row = (p.cu_seqlens_kv ? p.cu_seqlens_kv[n] : 0) + i - Start(n);
+          new_k = Project(source, batch, row, 1), new_v = Project(source, batch, row, 2);
+          NormAndRotate(&new_k, k_norm.get(), i);
+        }
+        for (int64_t h = 0; h < spec.kv_heads; ++h) {
+          for (int side = 0; side < 2; ++side) {
+            const int64_t cols = side ? dv : d;
+            for (int64_t c = 0; c < cols; ++c) {
+              float& to = (side ? v : k)[static_cast<size_t>((i * spec.kv_heads + h) * cols + c)];
+              const std::vector<double>& fresh = side ? new_v : new_k;
+              if (!fresh.empty()) to = static_cast<float>(fresh[static_cast<size_t>(h * cols + c)]);
+              if (spec.kv == Kv::kNone) continue;
+              const float stored = Cached(side ? *v_cache : *k_cache, n, h, i, c);
+              const double want = static_cast<double>(fresh.empty() ? Value(side ? 8 : 7, n, h, i, c) : to);
+              const double unit = spec.cache == FOVEA_BF16 ? 0x1p-8 : spec.cache == FOVEA_F16 ? 0x1p-10 : 0;
+              if (!(std::fabs(static_cast<double>(stored) - want) <= (walk + unit) * (1 + std::fabs(want)))) {
+                return std::string(side ? "v" : "k") + "_cache of sequence " + std::to_string(n) + " row " + std::to_string(i) + " is " +
+                       std::to_string(stored) + ", should be " + std::to_string(want);
+              }
+              to = stored;
+            }
+          }
+        }
+      }
+      for (int64_t i = 0; i < q_len; ++i) {
+        int64_t batch, row;
+        XRow(n, i, &batch, &row);
+        std::vector<double> of_row = Project(*x, batch, row, 0);
+        NormAndRotate(&of_row, q_norm.get(), Start(n) + i);
+        for (size_t c = 0; c < of_row.size(); ++c) q[static_cast<size_t>(i) * of_row.size() + c] = static_cast<float>(of_row[c]);
+      }
+      // Attention of this sequence alone; the reference reads the options.
+      fovea_attention_params a = options;
+      a.batch = 1, a.num_q_heads = spec.q_heads, a.num_kv_heads = spec.kv_heads, a.q_len = q_len, a.kv_len = kv_len;
+      a.head_dim = d, a.v_head_dim = dv;
+      a.q = fovea_tensor_bshd(q.data(), FOVEA_F32, spec.q_heads, q_len, d);
+      a.k = fovea_tensor_bshd(k.data(), FOVEA_F32, spec.kv_heads, kv_len, d);
+      a.v = fovea_tensor_bshd(v.data(), FOVEA_F32, spec.kv_heads, kv_len, dv);
+      a.out = fovea_tensor_bshd(nullptr, FOVEA_F32, spec.q_heads, q_len, dv);
+      a.lse = {};
+      if (mask) a.mask.data = &mask->U8(n, 0, 0, 0);
+      if (!spec.cross) a.q_offset = Start(n);
+      for (int64_t i = 0; i < q_len; ++i) {
+        int64_t batch, row;
+        XRow(n, i, &batch, &row);
+        std::vector<double> heads;
+        double scores = 1;
+        for (int64_t h = 0; h < spec.q_heads; ++h) {
+          fovea::ReferenceRow<double> of_head;
+          fovea::EvaluateRow(a, 0, h, i, &of_head);
+          heads.insert(heads.end(), of_head.out.begin(), of_head.out.end());
+          scores = std::max(scores, of_head.dot_magnitude);
+          if (!lse) continue;
+          const double got = static_cast<double>(lse->F32(batch, h, row));
+          if (got != of_head.lse && !(std::fabs(got - of_head.lse) <= walk * (1 + of_head.dot_magnitude))) {
+            return "lse of sequence " + std::to_string(n) + " row " + std::to_string(i) + " is " + std::to_string(got) + ", should be " +
+                   std::to_string(of_head.lse);
+          }
+        }
+        for (int64_t o = 0; o < spec.d_out; ++o) {
+          double want = spec.biases ? static_cast<double>(bo->Get(0, 0, 0, o)) : 0, magnitude = std::fabs(want);
+          for (size_t c = 0; c < heads.size(); ++c) {
+            const double weight = static_cast<double>(wo->Get(0, 0, o, static_cast<int64_t>(c)));
+            want += heads[c] * weight;
+            magnitude += std::fabs(weight);  // values are about 1, errors of them absolute
+          }
+          const double got = static_cast<double>(y->Get(batch, 0, row, o));
+          const double unit = spec.y == FOVEA_BF16 ? 0x1p-8 : spec.y == FOVEA_F16 ? 0x1p-10 : 0;
+          if (!(std::fabs(got - want) <= walk * scores * (1 + magnitude) + unit * (1 + std::fabs(want)))) {
+            return "y of sequence " + std::to_string(n) + " row " + std::to_string(i) + " column " + std::to_string(o) + " is " +
+                   std::to_string(got) + ", should be " + std::to_string(want);
+          }
+        }
+      }
+    }
+    return "";
+  }
+
+  std::vector<TestTensor*> Inputs() const {
+    std::vector<TestTensor*> all = {x.get(), x_kv.get(), wo.get(), bo.get(), q_norm.get(), k_norm.get(), cos.get(), sin.get(), mask.get()};
+    for (const auto& t : w) all.push_back(t.get());
+    for (const auto& t : b) all.push_back(t.get());
+    all.erase(std::remove(all.begin(), all.end(), nullptr), all.end());
+    return all;
+  }
+  void Snapshot() const {
+    for (TestTensor* t : Inputs()) t->Snapshot();
+    for (TestTensor* t : {y.get(), k_cache.get(), v_cache.get(), lse.get()}) {
+      if (t) t->Snapshot();
+    }
+  }
+  // "" if nothing changed but what a call may write.
+  std::string Untouched(bool ran) const {
+    for (const TestTensor* t : Inputs()) {
+      if (t->Changed() != "") return "an input changed: " + t->Changed();
+    }
+    std::map<std::pair<int64_t, int64_t>, bool> rows, places;
+    for (int64_t n = 0; ran && n < spec.batch; ++n) {
+      for (int64_t i = 0; i < QLen(n); ++i) {
+        int64_t batch, row;
+        XRow(n, i, &batch, &row);
+        rows[{batch, row}] = true;
+      }
+      for (int64_t i = 0; k_cache && i < NewKv(n); ++i) {
+        int64_t entry, row;
+        Place(n, Start(n) + i, &entry, &row);
+        places[{entry, row}] = true;
+      }
+    }
+    const auto in = [](const auto& set) { return [&set](int64_t n, int64_t, int64_t i) { return set.count({n, i}) != 0; }; };
+    if (const std::string changed = y->Changed(in(rows)); changed != "") return "y: " + changed;
+    if (lse && lse->Changed(in(rows)) != "") return "lse: " + lse->Changed(in(rows));
+    if (k_cache && k_cache->Changed(in(places)) != "") return "k_cache: " + k_cache->Changed(in(places));
+    if (v_cache && v_cache->Changed(in(places)) != "") return "v_cache: " + v_cache->Changed(in(places));
+    return "";
+  }
+
+  // Runs with threads and a workspace drawn from the seed, then compares.
+  std::string RunAndCompare(uint32_t flags) {
+    Rng draw(spec.seed * 104729);
+    fovea_exec exec = Threads(static_cast<int32_t>(draw.Pick({1, 1, 2, 3})), flags);
+    size_t bytes = 0;
+    if (fovea_mha_workspace_size(&p, &exec, &bytes) != FOVEA_OK) return fovea_last_error();
+    GuardedBuffer workspace;
+    if (draw.Chance(70)) {
+      const size_t odd = static_cast<size_t>(draw.Int(0, 3));
+      workspace = GuardedBuffer(bytes + odd, Guard::kAfter);
+      std::memset(workspace.data(), 0xff, workspace.size());
+      exec.workspace = static_cast<unsigned char*>(workspace.data()) + odd;
+      exec.workspace_bytes = bytes;
+    }
+    Snapshot();
+    if (Run(&exec) != FOVEA_OK) return fovea_last_error();
+    const std::string touched = Untouched(true);
+    return touched != "" ? touched : Compare();
+  }
+
+  MhaSpec spec;
+  Rng rng;
+  Guard guard;
+  fovea_mha_params p;
+  fovea_rope_params rope;
+  fovea_attention_params options;
+  int64_t d_kv = 0;
+  std::vector<int32_t> q_lens, kv_lens, starts, table;
+  std::unique_ptr<TestTensor> x, x_kv, y, wo, bo, q_norm, k_norm, k_cache, v_cache, cos, sin, mask, lse;
+  std::vector<std::unique_ptr<TestTensor>> w, b;
+  GuardedArray<int32_t> q_lens_array, kv_lens_array, starts_array, table_array;
+  GuardedArray<float> sinks_array;
+};
+
+MhaSpec RandomMha(uint64_t seed) {
+  MhaSpec s;
+  s.seed = seed;
+  Rng rng(seed * 31);
+  s.batch = rng.Pick({1, 1, 2, 3});
+  s.q_len = rng.Pick({0, 1, 1, 2, 5, 9, 17, 33});
+  s.kv_heads = rng.Pick({1, 1, 2, 3});
+  s.q_heads = s.kv_heads * rng.Pick({1, 1, 2, 4});
+  s.head_dim = 2 * rng.Int(1, 20);
+  s.v_head_dim = rng.Chance(70) ? s.head_dim : rng.Int(1, 30);
+  s.d_model = rng.Int(1, 70);
+  s.d_out = rng.Chance(70) ? s.d_model : rng.Int(1, 50);
+  s.kv = rng.Chance(40) ? Kv::kNone : rng.Chance(50) ? Kv::kContiguous : Kv::kPaged;
+  s.cross = rng.Chance(20);
+  s.kv_len = s.cross ? rng.Pick({0, 1, 7, 20}) : 0;
+  s.page_size = rng.Int(1, 9);
+  s.room = s.q_len + s.kv_len + rng.Int(0, 40);
+  s.packed_weight = rng.Chance(40), s.biases = rng.Chance(60), s.norm = rng.Chance(40), s.rope = !s.cross && rng.Chance(50);
+  s.interleaved = rng.Chance(50), s.packed = rng.Chance(30), s.lens = !s.packed && rng.Chance(30), s.strides = rng.Chance(50);
+  s.causal = rng.Chance(50), s.mask = rng.Chance(25), s.sinks = rng.Chance(20), s.window = rng.Chance(20), s.cap = rng.Chance(20);
+  s.lse = rng.Chance(40);
+  for (fovea_dtype* dtype : {&s.x, &s.w, &s.y, &s.cache}) {
+    if (rng.Chance(25)) *dtype = rng.Chance(50) ? FOVEA_BF16 : FOVEA_F16;
+  }
+  return s;
+}
+
+std::string Describe(const MhaSpec& s, uint32_t flags) {
+  std::string text = "batch " + std::to_string(s.batch) + ", q_len " + std::to_string(s.q_len) + ", d_model " + std::to_string(s.d_model) +
+                     ", heads " + std::to_string(s.q_heads) + "/" + std::to_string(s.kv_heads) + ", head_dim " + std::to_string(s.head_dim) +
+                     (s.kv == Kv::kNone ? "" : s.kv == Kv::kPaged ? ", paged" : ", cache");
+  const std::pair<const char*, bool> options[] = {{"packed weight", s.packed_weight}, {"norm", s.norm}, {"rope", s.rope}, {"packed", s.packed},
+                                                  {"lens", s.lens}, {"cross", s.cross}, {"strides", s.strides}, {"causal", s.causal},
+                                                  {"mask", s.mask}, {"BATCH_INVARIANT", flags != 0}};
+  for (const auto& [name, on] : options) text += on ? std::string(", ") + name : "";
+  return text;
+}
+
+}  // namespace
+
+TEST_CASE("mha: random layers equal f64 within the bound; inputs, gaps, other rows and guards stay") {
+  const uint64_t first = FirstSeed(90000);
+  for (int64_t n = 0; n < CaseCount(300); ++n) {
+    const MhaSpec s = RandomMha(first + static_cast<uint64_t>(n));
+    const uint32_t flags = Rng(s.seed * 7).Chance(40) ? FOVEA_BATCH_INVARIANT : 0;
+    INFO(Repeat(s.seed, Describe(s, flags)));
+    CHECK(MhaCase(s).RunAndCompare(flags) == "");
+  }
+}
+
+}  // namespace fovea_test
