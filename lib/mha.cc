@@ -274,8 +274,8 @@ fovea_status RunMha(MhaCall* call, const fovea_exec& exec, void* workspace) {
   if (p.cu_seqlens_q) plan.q_rows = p.cu_seqlens_q[p.batch];
   plan.kv_rows = !cross ? plan.q_rows : p.cu_seqlens_kv ? p.cu_seqlens_kv[p.batch] : plan.kv_rows;
   const Projections projections = MakeProjections(p, plan);
-  if (XRows(p, plan).data == plan.x) CopyRows(exec, p.x, plan.x, true, p.batch, p.q_len, nullptr, p.d_model);
-  if (cross && XKvRows(p, plan).data == plan.x_kv) CopyRows(exec, p.x_kv, plan.x_kv, true, p.batch, p.kv_len, nullptr, p.d_kv);
+  if (plan.x && XRows(p, plan).data == plan.x) CopyRows(exec, p.x, plan.x, true, p.batch, p.q_len, nullptr, p.d_model);
+  if (plan.x_kv && XKvRows(p, plan).data == plan.x_kv) CopyRows(exec, p.x_kv, plan.x_kv, true, p.batch, p.kv_len, nullptr, p.d_kv);
   for (int i = 0; i < projections.n; ++i) RunLinear(projections.before[i], exec, *call->target, call->workers, plan.linear);
 
   if (IsGiven(p.q_norm)) Normalize(*call, exec, p.q_norm, plan.q_norm, plan.q, p.num_q_heads, plan.q_rows, plan.q_pitch);
@@ -300,7 +300,7 @@ fovea_status RunMha(MhaCall* call, const fovea_exec& exec, void* workspace) {
   }
   RunPlan(*attention, call->attention, exec);
   RunLinear(projections.after, exec, *call->target, call->workers, plan.linear);
-  if (YRows(p, plan).data == plan.y) CopyRows(exec, p.y, plan.y, false, p.batch, p.q_len, p.q_lens, p.d_out);
+  if (plan.y && YRows(p, plan).data == plan.y) CopyRows(exec, p.y, plan.y, false, p.batch, p.q_len, p.q_lens, p.d_out);
   return FOVEA_OK;
 }
 
