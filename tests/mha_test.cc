@@ -504,6 +504,57 @@ std::string Describe(const MhaSpec& s, uint32_t flags) {
   return text;
 }
 
+MhaSpec Spec(int64_t batch, int64_t q_len, uint64_t seed = 1) {
+  MhaSpec s;
+  s.seed = seed, s.batch = batch, s.q_len = q_len, s.d_model = s.d_out = 48;
+  s.q_heads = 4, s.kv_heads = 2, s.head_dim = 24, s.v_head_dim = 20;
+  s.causal = s.rope = s.norm = true;
+  return s;
+}
+
+// A decoder's layer with room for its whole sequence of q_len rows in an empty cache.
+MhaSpec Decoder(int64_t q_len, Kv kv, uint64_t seed) {
+  MhaSpec s = Spec(2, q_len, seed);
+  s.kv = kv, s.room = q_len, s.start = 0, s.page_size = 7;
+  return s;
+}
+
+// Rows of x in calls of so many rows each, one after another; the cache grows.
+void RunInChunks(const MhaCase& c, const std::vector<int64_t>& chunks, const fovea_exec& exec) {
+  const auto from = [](fovea_tensor t, int64_t row) {
+    t.data = static_cast<float*>(t.data) + row * t.stride_row;
+    return t;
+  };
+  int64_t first = 0;
+  for (const int64_t rows : chunks) {
+    const std::vector<int32_t> starts(static_cast<size_t>(c.spec.batch), static_cast<int32_t>(first));
+    fovea_mha_params p = c.p;
+    p.q_len = rows;
+    p.kv_starts = starts.data();
+    p.x = from(p.x, first), p.y = from(p.y, first);
+    REQUIRE_MESSAGE(fovea_mha_forward(&p, &exec) == FOVEA_OK, fovea_last_error());
+    first += rows;
+  }
+}
+
+// The next layer's x: the layer's y and x (the residual).
+void Chain(const MhaCase& from, MhaCase* to) {
+  for (int64_t n = 0; n < from.spec.batch; ++n) {
+    for (int64_t i = 0; i < from.spec.q_len; ++i) {
+      for (int64_t c = 0; c < from.spec.d_out; ++c) to->x->F32(n, 0, i, c) = from.x->F32(n, 0, i, c) + from.y->F32(n, 0, i, c);
+    }
+  }
+}
+
+double LargestDifference(const std::vector<float>& a, const std::vector<float>& b) {
+  double largest = 0;
+  for (size_t n = 0; n < a.size(); ++n) {
+    const double difference = std::fabs(static_cast<double>(a[n]) - static_cast<double>(b[n]));
+    if (!(difference <= largest)) largest = difference;
+  }
+  return largest;
+}
+
 }  // namespace
 
 TEST_CASE("mha: random layers equal f64 within the bound; inputs, gaps, other rows and guards stay") {
@@ -514,6 +565,406 @@ TEST_CASE("mha: random layers equal f64 within the bound; inputs, gaps, other ro
     INFO(Repeat(s.seed, Describe(s, flags)));
     CHECK(MhaCase(s).RunAndCompare(flags) == "");
   }
+}
+
+TEST_CASE("mha: a two-layer decoder with RoPE, GQA and cache: a prefill and 64 steps equal one causal pass, both equal f64") {
+  constexpr int64_t kPrefill = 21, kRows = kPrefill + 64;
+  std::vector<int64_t> steps = {kPrefill};
+  for (int64_t n = kPrefill; n < kRows; ++n) steps.push_back(1);
+  for (const Kv kv : {Kv::kContiguous, Kv::kPaged}) {
+    for (const uint32_t flags : {uint32_t{FOVEA_BATCH_INVARIANT}, uint32_t{0}}) {
+      INFO("paged ", kv == Kv::kPaged, ", flags ", flags);
+      const fovea_exec exec = Threads(2, flags);
+      MhaCase whole[] = {MhaCase(Decoder(kRows, kv, 11)), MhaCase(Decoder(kRows, kv, 12))};
+      MhaCase stepped[] = {MhaCase(Decoder(kRows, kv, 11)), MhaCase(Decoder(kRows, kv, 12))};
+      for (size_t layer = 0; layer < 2; ++layer) {
+        if (layer == 1) Chain(whole[0], &whole[1]), Chain(stepped[0], &stepped[1]);
+        REQUIRE_MESSAGE(whole[layer].Run(&exec) == FOVEA_OK, fovea_last_error());
+        RunInChunks(stepped[layer], steps, exec);
+        CHECK(whole[layer].Compare() == "");
+        CHECK(stepped[layer].Compare() == "");
+        if (flags) {
+          CHECK(BitDifference(whole[layer].Y(), stepped[layer].Y()) == "");
+          CHECK(BitDifference(whole[layer].Cache(), stepped[layer].Cache()) == "");
+        } else {
+          CHECK(LargestDifference(whole[layer].Y(), stepped[layer].Y()) < 2e-5);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("mha BATCH_INVARIANT: chunks of a prefill have the bits of the whole") {
+  const fovea_exec exec = Threads(1, FOVEA_BATCH_INVARIANT);
+  MhaCase whole(Decoder(60, Kv::kContiguous, 13)), chunked(Decoder(60, Kv::kContiguous, 13));
+  REQUIRE(whole.Run(&exec) == FOVEA_OK);
+  RunInChunks(chunked, {17, 1, 25, 8, 9}, exec);
+  CHECK(BitDifference(whole.Y(), chunked.Y()) == "");
+}
+
+TEST_CASE("mha: same bits paged or contiguous, or without a cache; packed or separate weights; padded or packed") {
+  for (const uint32_t flags : {uint32_t{0}, uint32_t{FOVEA_BATCH_INVARIANT}}) {
+    const fovea_exec exec = Threads(1, flags);
+    for (const int64_t q_len : {3, 31}) {
+      INFO("q_len ", q_len, ", flags ", flags);
+      MhaCase contiguous(Decoder(q_len, Kv::kContiguous, 15)), paged(Decoder(q_len, Kv::kPaged, 15)), none(Decoder(q_len, Kv::kNone, 15));
+      for (MhaCase* c : {&contiguous, &paged, &none}) REQUIRE_MESSAGE(c->Run(&exec) == FOVEA_OK, fovea_last_error());
+      CHECK(BitDifference(contiguous.Y(), paged.Y()) == "");
+      CHECK(BitDifference(contiguous.Cache(), paged.Cache()) == "");
+      CHECK(BitDifference(contiguous.Y(), none.Y()) == "");
+
+      // The three weights and biases one after another.
+      const MhaCase& c = none;
+      const int64_t cols = c.spec.d_model;
+      std::vector<float> weights, biases, y(contiguous.Y().size());
+      for (size_t n = 0; n < 3; ++n) {
+        for (int64_t o = 0; o < c.w[n]->shape().rows; ++o) {
+          for (int64_t i = 0; i < cols; ++i) weights.push_back(c.w[n]->F32(0, 0, o, i));
+          biases.push_back(c.b[n]->F32(0, 0, 0, o));
+        }
+      }
+      const int64_t rows = static_cast<int64_t>(biases.size());
+      fovea_mha_params p = c.p;
+      p.wq = p.wk = p.wv = p.bq = p.bk = p.bv = {};
+      p.w_qkv = fovea_tensor_bhsd(weights.data(), FOVEA_F32, 1, rows, cols);
+      p.b_qkv = fovea_tensor_bhsd(biases.data(), FOVEA_F32, 1, 1, rows);
+      REQUIRE(fovea_mha_forward(&p, &exec) == FOVEA_OK);
+      CHECK(BitDifference(contiguous.Y(), c.Y()) == "");
+
+      // Dense tensors are packed ones as they stand.
+      const std::vector<int32_t> cu = {0, static_cast<int32_t>(q_len), static_cast<int32_t>(2 * q_len)};
+      p = c.p;
+      p.cu_seqlens_q = cu.data(), p.total_q = 2 * q_len, p.q_len = 0;
+      p.y = fovea_tensor_bhsd(y.data(), FOVEA_F32, 1, 2 * q_len, c.spec.d_out);
+      REQUIRE_MESSAGE(fovea_mha_forward(&p, &exec) == FOVEA_OK, fovea_last_error());
+      CHECK(BitDifference(contiguous.Y(), y) == "");
+    }
+  }
+}
+
+TEST_CASE("mha BATCH_INVARIANT: a sequence's bits do not depend on the batch or its padding") {
+  const fovea_exec exec = Threads(1, FOVEA_BATCH_INVARIANT);
+  MhaSpec s = Spec(3, 30, 17);
+  s.kv = Kv::kPaged, s.room = 60;
+  s.lens = true;
+  MhaCase all(s);
+  REQUIRE_MESSAGE(all.Run(&exec) == FOVEA_OK, fovea_last_error());
+  const std::vector<float> expected = all.Y();
+  size_t at = 0;
+  for (int64_t n = 0; n < 3; ++n) {
+    MhaCase alone(s);
+    fovea_mha_params p = alone.p;
+    p.batch = 1;
+    p.q_len = alone.QLen(n);
+    p.q_lens = nullptr;
+    p.kv_starts += n;
+    p.block_table += n * p.block_table_stride;
+    std::vector<float> y(static_cast<size_t>(p.q_len * s.d_out));
+    p.x.data = static_cast<float*>(p.x.data) + n * p.x.stride_batch;
+    p.y = fovea_tensor_bhsd(y.data(), FOVEA_F32, 1, p.q_len, s.d_out);
+    REQUIRE_MESSAGE(fovea_mha_forward(&p, &exec) == FOVEA_OK, fovea_last_error());
+    CHECK(BitDifference(std::vector<float>(expected.begin() + static_cast<std::ptrdiff_t>(at),
+                                           expected.begin() + static_cast<std::ptrdiff_t>(at + y.size())), y) == "");
+    at += y.size();
+  }
+}
+
+TEST_CASE("mha: same bits from 1, 2, 3 and 8 threads, any executor, any strides") {
+  for (const int64_t q_len : {3, 70}) {
+    MhaSpec s = Decoder(q_len, Kv::kPaged, 19);
+    s.d_model = 300, s.d_out = 130;
+    MhaCase c(s);
+    const fovea_exec one = Threads(1);
+    REQUIRE(c.Run(&one) == FOVEA_OK);
+    for (const int32_t threads : {1, 2, 3, 8}) {
+      for (const fovea_parallel_for executor : {fovea_parallel_for{}, fovea_parallel_for{Serial}, fovea_parallel_for{Reversed},
+                                                fovea_parallel_for{StdThreads}}) {
+        s.strides = threads != 2;
+        MhaCase again(s);
+        fovea_exec exec = Threads(threads);
+        exec.parallel_for = executor;
+        REQUIRE(again.Run(&exec) == FOVEA_OK);
+        for (int64_t n = 0; n < 2; ++n) {
+          for (int64_t i = 0; i < q_len; ++i) {
+            for (int64_t col = 0; col < s.d_out; ++col) {
+              if (again.y->F32(n, 0, i, col) != c.y->F32(n, 0, i, col)) FAIL_CHECK("differs at ", n, ", ", i, ", ", col);
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("mha is its parts: projections, RoPE, append and attention by hand give the same bits; keys in three shards, merged, within 1e-5") {
+  MhaSpec s = Spec(1, 19, 23);
+  s.kv = Kv::kContiguous, s.room = 90, s.start = 60;
+  s.norm = false;
+  MhaCase c(s), by_hand(s);
+  const fovea_exec exec = Threads(1);
+  REQUIRE(c.Run(&exec) == FOVEA_OK);
+
+  const int64_t rows = s.q_len, kv_len = s.start + rows;
+  const auto linear = [&](const fovea_tensor& x, const TestTensor& w, const TestTensor& bias, std::vector<float>* y) {
+    fovea_linear_params l;
+    fovea_linear_params_init(&l, sizeof l);
+    l.tokens = rows, l.in_features = w.shape().cols, l.out_features = w.shape().rows;
+    y->resize(static_cast<size_t>(l.tokens * l.out_features));
+    l.x = x, l.w = w.view(), l.bias = bias.view(), l.y = fovea_tensor_bhsd(y->data(), FOVEA_F32, 1, l.tokens, l.out_features);
+    REQUIRE(fovea_linear(&l, &exec) == FOVEA_OK);
+  };
+  std::vector<float> q, k, v, o(static_cast<size_t>(rows * s.q_heads * s.v_head_dim)), y;
+  linear(by_hand.p.x, *by_hand.w[0], *by_hand.b[0], &q);
+  linear(by_hand.p.x, *by_hand.w[1], *by_hand.b[1], &k);
+  linear(by_hand.p.x, *by_hand.w[2], *by_hand.b[2], &v);
+  fovea_rope_params rope = by_hand.rope;
+  rope.batch = 1, rope.num_heads = s.q_heads, rope.q_len = rows, rope.head_dim = s.head_dim;
+  rope.x = rope.out = fovea_tensor_bshd(q.data(), FOVEA_F32, s.q_heads, rows, s.head_dim);
+  rope.position_offset = s.start;
+  REQUIRE(fovea_rope(&rope, &exec) == FOVEA_OK);
+  fovea_kv_append_params append;
+  fovea_kv_append_params_init(&append, sizeof append);
+  append.batch = 1, append.num_kv_heads = s.kv_heads, append.q_len = rows, append.head_dim = s.head_dim, append.v_head_dim = s.v_head_dim;
+  append.k_new = fovea_tensor_bshd(k.data(), FOVEA_F32, s.kv_heads, rows, s.head_dim);
+  append.v_new = fovea_tensor_bshd(v.data(), FOVEA_F32, s.kv_heads, rows, s.v_head_dim);
+  append.k_cache = by_hand.p.k_cache, append.v_cache = by_hand.p.v_cache;
+  append.kv_starts = by_hand.p.kv_starts, append.capacity = s.room;
+  fovea_rope_params k_rope = by_hand.rope;
+  k_rope.position_offset = s.start;
+  append.rope = &k_rope;
+  REQUIRE(fovea_kv_append(&append, &exec) == FOVEA_OK);
+  CHECK(BitDifference(c.Cache(), by_hand.Cache()) == "");
+  fovea_attention_params a = by_hand.options;
+  a.batch = 1, a.num_q_heads = s.q_heads, a.num_kv_heads = s.kv_heads, a.q_len = rows, a.kv_len = kv_len;
+  a.head_dim = s.head_dim, a.v_head_dim = s.v_head_dim;
+  a.q = rope.x, a.k = by_hand.p.k_cache, a.v = by_hand.p.v_cache;
+  a.out = fovea_tensor_bshd(o.data(), FOVEA_F32, s.q_heads, rows, s.v_head_dim);
+  a.q_align = FOVEA_Q_ALIGN_BOTTOM_RIGHT;
+  REQUIRE(fovea_attention_forward(&a, &exec) == FOVEA_OK);
+  const fovea_tensor o_rows = fovea_tensor_bhsd(o.data(), FOVEA_F32, 1, rows, s.q_heads * s.v_head_dim);
+  linear(o_rows, *by_hand.wo, *by_hand.bo, &y);
+  CHECK(BitDifference(c.Y(), y) == "");
+
+  // Keys [0, 30), [30, 64), [64, 79): a key's position is its place less the shard's first.
+  std::vector<std::vector<float>> outs(3, std::vector<float>(o.size())), lses(3, std::vector<float>(static_cast<size_t>(s.q_heads * rows)));
+  std::vector<fovea_tensor> out_views, lse_views;
+  const int64_t cuts[] = {0, 30, 64, kv_len};
+  for (size_t n = 0; n < 3; ++n) {
+    fovea_attention_params shard = a;
+    shard.kv_len = cuts[n + 1] - cuts[n];
+    shard.q_align = FOVEA_Q_ALIGN_TOP_LEFT;
+    shard.q_offset = s.start - cuts[n];
+    shard.k.data = static_cast<float*>(shard.k.data) + cuts[n] * shard.k.stride_row;
+    shard.v.data = static_cast<float*>(shard.v.data) + cuts[n] * shard.v.stride_row;
+    shard.out.data = outs[n].data();
+    shard.lse = fovea_tensor_bhs(lses[n].data(), FOVEA_F32, s.q_heads, rows);
+    REQUIRE(fovea_attention_forward(&shard, &exec) == FOVEA_OK);
+    out_views.push_back(shard.out), lse_views.push_back(shard.lse);
+  }
+  REQUIRE(fovea_attention_merge(3, out_views.data(), lse_views.data(), 1, s.q_heads, rows, s.v_head_dim, &a.out, nullptr, &exec) == FOVEA_OK);
+  linear(o_rows, *by_hand.wo, *by_hand.bo, &y);
+  CHECK(LargestDifference(c.Y(), y) < 1e-5);
+}
+
+TEST_CASE("mha: NaN in a token reaches its own row, later ones of its sequence, and its place in the cache; nothing else") {
+  for (const uint32_t flags : {uint32_t{0}, uint32_t{FOVEA_BATCH_INVARIANT}}) {
+    for (const int64_t q_len : {3, 20}) {
+      const fovea_exec exec = Threads(1, flags);
+      MhaCase clean(Decoder(q_len, Kv::kContiguous, 29)), c(Decoder(q_len, Kv::kContiguous, 29));
+      REQUIRE(clean.Run(&exec) == FOVEA_OK);
+      c.x->F32(0, 0, 1, 5) = kNan;
+      REQUIRE(c.Run(&exec) == FOVEA_OK);
+      for (int64_t n = 0; n < 2; ++n) {
+        for (int64_t i = 0; i < q_len; ++i) {
+          for (int64_t col = 0; col < c.spec.d_out; ++col) {
+            const float got = c.y->F32(n, 0, i, col);
+            if (n == 0 && i >= 1 ? !std::isnan(got) : got != clean.y->F32(n, 0, i, col)) FAIL_CHECK("y[", n, "][", i, "][", col, "] = ", got);
+          }
+          for (int64_t h = 0; h < 2; ++h) CHECK(std::isnan(c.k_cache->F32(n, h, i, 0)) == (n == 0 && i == 1));
+        }
+      }
+    }
+  }
+  // Rows past q_lens and behind kv_lens are nobody's keys.
+  MhaSpec s = Spec(2, 12, 30);
+  s.lens = true;
+  s.causal = false;
+  MhaCase c(s);
+  for (int64_t n = 0; n < 2; ++n) {
+    for (int64_t i = c.QLen(n); i < 12; ++i) c.x->F32(n, 0, i, 0) = kNan;
+  }
+  CHECK(c.RunAndCompare(0) == "");
+}
+
+TEST_CASE("mha workspace: monotone in batch and lengths, reads no data; a smaller one is refused, nothing written") {
+  for (const uint32_t flags : {uint32_t{0}, uint32_t{FOVEA_BATCH_INVARIANT}}) {
+    for (const bool cross : {false, true}) {
+      const fovea_exec exec = Threads(3, flags);
+      MhaSpec s = Spec(1, 1, 31);
+      s.cross = cross, s.rope = false, s.kv_len = cross ? 5 : 0;
+      size_t last_batch = 0;
+      for (const int64_t batch : {1, 2, 5}) {
+        size_t last = 0;
+        for (const int64_t q_len : {0, 1, 2, 8, 9, 40, 41, 300, 2049}) {
+          MhaCase c(s);
+          fovea_mha_params p = c.p;
+          p.batch = batch, p.q_len = q_len;
+          p.x.stride_batch = p.y.stride_batch = 300 * s.d_model;  // at one stride for one length only
+          p.x.data = p.y.data = p.wq.data = p.wk.data = p.wv.data = p.wo.data = p.bq.data = nullptr;
+          size_t bytes = 0;
+          REQUIRE_MESSAGE(fovea_mha_workspace_size(&p, &exec, &bytes) == FOVEA_OK, fovea_last_error());
+          CHECK(bytes >= last);
+          last = bytes;
+        }
+        CHECK(last >= last_batch);
+        last_batch = last;
+      }
+    }
+  }
+  MhaCase c(Decoder(9, Kv::kContiguous, 32));
+  fovea_exec exec = Threads(1);
+  size_t bytes = 0;
+  REQUIRE(fovea_mha_workspace_size(&c.p, &exec, &bytes) == FOVEA_OK);
+  std::vector<unsigned char> memory(bytes);
+  exec.workspace = memory.data();
+  exec.workspace_bytes = bytes - 1;
+  c.Snapshot();
+  CHECK(c.Run(&exec) == FOVEA_ERR_WORKSPACE_TOO_SMALL);
+  CHECK(std::strstr(fovea_last_error(), "workspace_bytes") != nullptr);
+  CHECK(c.Untouched(false) == "");
+}
+
+TEST_CASE("mha describe: target, FLOP and bytes of a layer by hand") {
+  MhaCase c(Decoder(10, Kv::kContiguous, 33));
+  fovea_mha_info info;
+  REQUIRE(fovea_mha_info_init(&info, sizeof info) == FOVEA_OK);
+  const fovea_exec exec = Threads(1);
+  REQUIRE(fovea_mha_describe(&c.p, &exec, &info) == FOVEA_OK);
+  CHECK(info.target == target_name);
+  CHECK(info.qkv_flop == 2.0 * 20 * 48 * (4 * 24 + 2 * 24 + 2 * 20));
+  CHECK(info.out_flop == 2.0 * 20 * 80 * 48);
+  CHECK(info.attention_flop == 2.0 * (24 + 20) * 2 * 4 * 55);
+  CHECK(info.kv_bytes == 4.0 * 2 * 10 * 2 * (24 + 20));
+  CHECK(info.weight_bytes == 4.0 * (48 * 184 + 184 + 80 * 48 + 48));
+  CHECK(info.workspace_bytes > 0);
+  CHECK(c.y->Changed() == "");
+  CHECK(fovea_mha_describe(&c.p, &exec, nullptr) == FOVEA_ERR_INVALID_ARGUMENT);
+}
+
+TEST_CASE("mha: bad arguments are refused by name, nothing written") {
+  constexpr int64_t kHuge = int64_t{1} << 40;
+  constexpr fovea_status kInvalid = FOVEA_ERR_INVALID_ARGUMENT, kUnsupported = FOVEA_ERR_UNSUPPORTED;
+  using C = MhaCase;
+  struct Refused {
+    const char* text;
+    fovea_status status;
+    void (*change)(C* c);
+  };
+  const Refused contiguous[] = {
+      {"params.struct_size", kInvalid, [](C* c) { c->p.struct_size = 8; }},
+      {"batch = 0", kInvalid, [](C* c) { c->p.batch = 0; }},
+      {"batch = 1099511627776", kUnsupported, [](C* c) { c->p.batch = kHuge; }},
+      {"q_len = -1", kInvalid, [](C* c) { c->p.q_len = -1; }},
+      {"batch * q_len", kUnsupported, [](C* c) { c->p.q_len = (1 << 30) - 1; }},
+      {"d_model = 0", kInvalid, [](C* c) { c->p.d_model = 0; }},
+      {"d_out = -4", kInvalid, [](C* c) { c->p.d_out = -4; }},
+      {"num_kv_heads = 3: must divide", kInvalid, [](C* c) { c->p.num_kv_heads = 3; }},
+      {"head_dim = -2", kInvalid, [](C* c) { c->p.head_dim = -2; }},
+      {"num_q_heads, num_kv_heads, head_dim", kUnsupported, [](C* c) { c->p.head_dim = 1 << 29; }},
+      {"norm_eps", kInvalid, [](C* c) { c->p.norm_eps = kNan; }},
+      {"reserved", kUnsupported, [](C* c) { c->p.reserved = 1; }},
+      {"total_q = 5: must be 0", kInvalid, [](C* c) { c->p.total_q = 5; }},
+      {"kv_len = 5: must be 0", kInvalid, [](C* c) { c->p.kv_len = 5; }},
+      {"d_kv = 7: must be 0", kInvalid, [](C* c) { c->p.d_kv = 7; }},
+      {"kv_lens is given", kInvalid, [](C* c) { c->p.kv_lens = c->p.kv_starts; }},
+      {"x.dtype = NONE", kInvalid, [](C* c) { c->p.x.dtype = FOVEA_DTYPE_NONE; }},
+      {"x.data = NULL", kInvalid, [](C* c) { c->p.x.data = nullptr; }},
+      {"wq.dtype = I8", kUnsupported, [](C* c) { c->p.wq.dtype = FOVEA_I8; }},
+      {"wv.dtype = NONE", kInvalid, [](C* c) { c->p.wv = {}; }},
+      {"wo.dtype = NONE", kInvalid, [](C* c) { c->p.wo = {}; }},
+      {"wo.stride_col", kInvalid, [](C* c) { c->p.wo.stride_col = 2; }},
+      {"bk.data = 0x", kInvalid, [](C* c) { c->p.bk.data = static_cast<char*>(c->p.bk.data) + 1; }},
+      {"wq is given: must be absent where w_qkv", kInvalid, [](C* c) { c->p.w_qkv = c->p.wq; }},
+      {"b_qkv is given: must be absent without w_qkv", kInvalid, [](C* c) { c->p.b_qkv = c->p.bq; }},
+      {"k_norm.data = NULL", kInvalid, [](C* c) { c->p.k_norm.data = nullptr; }},
+      {"v_cache.dtype = NONE", kInvalid, [](C* c) { c->p.v_cache = {}; }},
+      {"k_cache.dtype = NONE", kInvalid, [](C* c) { c->p.k_cache = {}; }},
+      {"kv_starts is given: must be 0 without", kInvalid, [](C* c) { c->p.k_cache = c->p.v_cache = {}; }},
+      {"kv_starts[0]", kInvalid, [](C* c) { c->p.capacity -= 1; }},
+      {"kv_starts[1]", kInvalid, [](C* c) { c->starts_array.data()[1] = -1; }},
+      {"page_size = 4: must be 0 for a cache that is contiguous", kInvalid, [](C* c) { c->p.page_size = 4; }},
+      {"k_cache.stride_row = 0", kInvalid, [](C* c) { c->p.k_cache.stride_row = 0; }},
+      {"y overlaps itself", kInvalid, [](C* c) { c->p.y.stride_row = 1; }},
+      {"y overlaps x", kInvalid, [](C* c) { c->p.x = c->p.y; }},
+      {"y overlaps wq", kInvalid, [](C* c) { c->p.wq = c->p.y, c->p.wq.stride_row = 0; }},
+      {"y overlaps bo", kInvalid, [](C* c) { c->p.bo = c->p.y; }},
+      {"y overlaps q_norm", kInvalid, [](C* c) { c->p.q_norm = c->p.y; }},
+      {"k_cache overlaps v_cache", kInvalid, [](C* c) { c->p.v_cache.data = c->p.k_cache.data; }},
+      {"y overlaps v_cache", kInvalid, [](C* c) { c->p.v_cache.data = c->p.y.data; }},
+      {"v_cache overlaps x", kInvalid, [](C* c) { c->p.x.data = c->p.v_cache.data; }},
+      {"y overlaps rope.cos", kInvalid, [](C* c) { c->rope.cos.data = c->p.y.data; }},
+      {"rope.struct_size", kInvalid, [](C* c) { c->rope.struct_size = 0; }},
+      {"rope: its batch", kInvalid, [](C* c) { c->rope.q_len = 4; }},
+      {"rope.rotary_dim = 3", kInvalid, [](C* c) { c->rope.rotary_dim = 3; }},
+      {"rope.position_offsets of sequence 0", kInvalid, [](C* c) { c->rope.num_positions = 8; }},
+      {"attention.struct_size", kInvalid, [](C* c) { c->options.struct_size = 0; }},
+      {"attention: its batch", kInvalid, [](C* c) { c->options.head_dim = 4; }},
+      {"attention: its q, k, v or out", kInvalid, [](C* c) { c->options.out = c->p.y; }},
+      {"attention: its q_align", kInvalid, [](C* c) { c->options.q_align = FOVEA_Q_ALIGN_BOTTOM_RIGHT; }},
+      {"attention: its q_offset", kInvalid, [](C* c) { c->options.q_offset = 1; }},
+      {"attention: its kv", kInvalid, [](C* c) { c->options.total_kv = 1; }},
+      {"causal = 2", kInvalid, [](C* c) { c->options.causal = 2; }},
+      {"window_left = -5", kInvalid, [](C* c) { c->options.window_left = -5; }},
+      {"dropout_p is set", kUnsupported, [](C* c) { c->options.dropout_p = 0.5f; }},
+      {"y overlaps sinks", kInvalid, [](C* c) { c->options.sinks = static_cast<float*>(c->p.y.data); }},
+      {"k_cache overlaps bias", kInvalid, [](C* c) { c->options.bias = c->p.k_cache, c->options.bias.stride_batch = c->options.bias.stride_head = 0; }},
+      {"y overlaps lse", kInvalid, [](C* c) { c->options.lse = fovea_tensor_bhs(c->p.y.data, FOVEA_F32, 4, 9); }},
+      {"lse overlaps wo", kInvalid, [](C* c) { c->options.lse = fovea_tensor_bhs(c->p.wo.data, FOVEA_F32, 4, 9); }},
+      {"lse overlaps", kInvalid, [](C* c) { c->options.lse = fovea_tensor_bhs(c->p.x.data, FOVEA_F32, 4, 9); }},
+      {"v_cache overlaps lse", kInvalid, [](C* c) { c->options.lse = fovea_tensor_bhs(c->p.v_cache.data, FOVEA_F32, 4, 9); }},
+  };
+  const Refused paged[] = {
+      {"capacity = 9: must be 0", kInvalid, [](C* c) { c->p.capacity = 9; }},
+      {"page_size = 0", kInvalid, [](C* c) { c->p.page_size = 0; }},
+      {"block_table[1][0] = -1", kInvalid, [](C* c) { c->table_array.data()[c->p.block_table_stride] = -1; }},
+      {"block_table[0][1]", kInvalid, [](C* c) { c->table_array.data()[1] = static_cast<int32_t>(c->p.num_pages); }},
+  };
+  const Refused crossed[] = {
+      {"rope is given", kUnsupported, [](C* c) { c->p.rope = &c->rope, fovea_rope_params_init(&c->rope, sizeof c->rope); }},
+      {"kv_len = -2", kInvalid, [](C* c) { c->p.kv_len = -2; }},
+      {"total_kv = 3: must be 0", kInvalid, [](C* c) { c->p.total_kv = 3; }},
+      {"x_kv.data = NULL", kInvalid, [](C* c) { c->p.x_kv.data = nullptr; }},
+      {"y overlaps x_kv", kInvalid, [](C* c) { c->p.x_kv.data = c->p.y.data; }},
+      {"d_kv = 51: must be d_model", kInvalid, [](C* c) {
+         c->p.w_qkv = c->p.wq, c->p.w_qkv.stride_row = 0;
+         c->p.wq = c->p.wk = c->p.wv = c->p.bq = c->p.bk = c->p.bv = {};
+       }},
+  };
+  const auto check = [](const MhaSpec& s, const Refused& refused) {
+    INFO(refused.text);
+    MhaCase c(s);
+    refused.change(&c);
+    c.Snapshot();
+    char text[200] = "";
+    fovea_exec exec = Threads(1);
+    exec.error_text = text;
+    exec.error_capacity = sizeof text;
+    CHECK(c.Run(&exec) == refused.status);
+    CHECK_MESSAGE(std::strncmp(fovea_last_error(), refused.text, std::strlen(refused.text)) == 0, fovea_last_error());
+    CHECK(std::string(text) == fovea_last_error());
+    CHECK(c.Untouched(false) == "");
+  };
+  for (const Refused& refused : contiguous) check(Decoder(9, Kv::kContiguous, 41), refused);
+  for (const Refused& refused : paged) check(Decoder(9, Kv::kPaged, 41), refused);
+  MhaSpec s = Spec(2, 9, 42);
+  s.cross = true, s.kv_len = 5, s.rope = false;
+  for (const Refused& refused : crossed) check(s, refused);
+
+  MhaCase c(Decoder(9, Kv::kContiguous, 41));
+  CHECK(fovea_mha_forward(nullptr, nullptr) == kInvalid);
+  CHECK(fovea_mha_workspace_size(&c.p, nullptr, nullptr) == kInvalid);
+  CHECK(fovea_mha_params_init(nullptr, sizeof c.p) == kInvalid);
+  CHECK(fovea_mha_info_init(nullptr, 8) == kInvalid);
 }
 
 }  // namespace fovea_test
