@@ -71,18 +71,6 @@ std::vector<int64_t> Numbers(const std::string& where, const std::string& text) 
   return values;
 }
 
-struct Heads {
-  int64_t q, kv;
-};
-
-Heads ParseHeads(const std::string& where, const std::string& text) {
-  const size_t slash = text.find('/');
-  const int64_t q = Number<int64_t>(where, text.substr(0, slash), 1);
-  const Heads heads = {q, slash == std::string::npos ? q : Number<int64_t>(where, text.substr(slash + 1), 1)};
-  if (heads.q % heads.kv != 0) throw InputError(fmt::format("{}: {}: kv heads must divide query heads", where, text));
-  return heads;
-}
-
 std::vector<std::string> ParseOps(const std::string& where, const std::string& text) {
   const std::vector<std::string> ops = Split(text, ',');
   for (const std::string& op : ops) {
@@ -119,7 +107,7 @@ Layer ParseLayer(const std::string& where, const std::string& line) {
     } else if (key == "layers") {
       layer.layers = Number<int64_t>(at, value, 1);
     } else if (key == "heads") {
-      const Heads parsed = ParseHeads(at, value);
+      const HeadCounts parsed = ParseHeads(at, value);
       layer.shape.num_q_heads = parsed.q, layer.shape.num_kv_heads = parsed.kv;
       heads = true;
     } else if (key == "head_dim") {
@@ -191,7 +179,7 @@ std::vector<Layer> LayersOf(const SweepOptions& o) {
   for (const std::string& op : ParseOps("--op", o.op.empty() ? "prefill,decode" : o.op)) {
     for (const int64_t head_dim : Numbers("--head-dims", o.head_dims.empty() ? "64,128" : o.head_dims)) {
       for (const std::string& text : Split(o.heads.empty() ? (op == "prefill" ? "8" : "32/8") : o.heads, ',')) {
-        const Heads heads = ParseHeads("--heads", text);
+        const HeadCounts heads = ParseHeads("--heads", text);
         Layer layer;
         layer.ops = {op};
         layer.shape.num_q_heads = heads.q;
@@ -408,6 +396,14 @@ bool WriteText(const std::string& text, std::FILE* file) {
 }
 
 }  // namespace
+
+HeadCounts ParseHeads(const std::string& where, const std::string& text) {
+  const size_t slash = text.find('/');
+  const int64_t q = Number<int64_t>(where, text.substr(0, slash), 1);
+  const HeadCounts heads = {q, slash == std::string::npos ? q : Number<int64_t>(where, text.substr(slash + 1), 1)};
+  if (heads.q % heads.kv != 0) throw InputError(fmt::format("{}: {}: kv heads must divide query heads", where, text));
+  return heads;
+}
 
 int RunSweep(const SweepOptions& o) {
   if (o.min_time && !(*o.min_time >= 0))

@@ -622,7 +622,7 @@ FOVEA_API fovea_status fovea_mha_forward(const fovea_mha_params* params, const f
 typedef struct fovea_mha_info {
   uint64_t struct_size;
   char target[32];
-  char kernels[160];        /* those of attention, as in fovea_attention_info, and of the projections */
+  char kernels[160];        /* of attention, as in fovea_attention_info */
   int32_t num_threads;
   int32_t reserved;
   uint64_t workspace_bytes;
