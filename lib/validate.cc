@@ -754,12 +754,6 @@ fovea_status CheckTensors(CheckData check, const Needed& needed, const LayerView
     if (fovea_status s = MakeView({a.name}, a.data, 4, extent, stride, &views[n++]); s != FOVEA_OK) return s;
   }
   if (check == CheckData::kNo) return FOVEA_OK;
-  for (int i = 0; i < kOutputs; ++i) {
-    if (fovea_status s = CheckDistinct(views[i]); s != FOVEA_OK) return s;
-    for (int j = i + 1; j < n; ++j) {
-      if (fovea_status s = CheckDisjoint(views[i], views[j]); s != FOVEA_OK) return s;
-    }
-  }
   // out, q, k and v are the layer's own. Its outputs are held against lse, scores and all options; its inputs against lse and scores.
   for (int i = 0; i < layer.n; ++i) {
     const bool output = i < layer.outputs;
@@ -767,6 +761,12 @@ fovea_status CheckTensors(CheckData check, const Needed& needed, const LayerView
       if (j >= kOutputs && j < kOptions) continue;
       if (fovea_status s = output ? CheckDisjoint(layer.views[i], views[j]) : CheckDisjoint(views[j], layer.views[i]); s != FOVEA_OK)
         return s;
+    }
+  }
+  for (int i = 0; i < kOutputs; ++i) {
+    if (fovea_status s = CheckDistinct(views[i]); s != FOVEA_OK) return s;
+    for (int j = i + 1; j < n; ++j) {
+      if (fovea_status s = CheckDisjoint(views[i], views[j]); s != FOVEA_OK) return s;
     }
   }
   return p->alibi_slopes != nullptr ? CheckSlopes(*p) : FOVEA_OK;
@@ -1404,6 +1404,10 @@ fovea_status CheckMhaTensors(fovea_mha_params* p, fovea_rope_params* rope, Views
 }
 
 fovea_status CheckMhaCache(const fovea_mha_params& p) {
+  if (IsPresent(p.k_cache) != IsPresent(p.v_cache)) {
+    const bool k = IsPresent(p.k_cache);
+    return Fail(kInvalid, "%s.dtype = NONE: must be given where %s is", k ? "v_cache" : "k_cache", k ? "k_cache" : "v_cache");
+  }
   if (!IsPresent(p.k_cache)) {
     const char* set = p.kv_starts != nullptr      ? "kv_starts"
                       : p.capacity != 0           ? "capacity"
