@@ -338,14 +338,14 @@ fovea_status MhaDescribe(const fovea_mha_params* params, const fovea_exec* exec,
   fovea_attention_info_init(&inner, sizeof inner);
   status = DescribeMha(&call, memory, &attention, info);
   if (status == FOVEA_OK) status = Describe(&attention, exec, &inner);
-  free(memory);
+  if (status == FOVEA_OK) info->kv_bytes = KvBytes(attention);
+  free(memory);  // attention's lengths as well
   if (status != FOVEA_OK) return status;
   memcpy(info->target, inner.target, sizeof info->target);
   memcpy(info->kernels, inner.kernels, sizeof info->kernels);
   info->num_threads = inner.num_threads;
   info->workspace_bytes = bytes;
   info->attention_flop = inner.flop;
-  info->kv_bytes = KvBytes(attention);
   return FOVEA_OK;
 }
 

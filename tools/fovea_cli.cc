@@ -153,7 +153,7 @@ constexpr const char* kSweepFooter =
 Example: fovea sweep --preset llama-3-8b --quick --json s.json && python3 tools/plot_sweep.py s.json)";
 
 void AddSweepOptions(CLI::App* sweep, SweepOptions* o) {
-  sweep->add_option("--op", o->op, "prefill (many queries), decode (one), or both, the default")->type_name("OPS");
+  sweep->add_option("--op", o->op, "prefill (many queries), decode (one); both are the default; layer: a whole one, by its stages")->type_name("OPS");
   sweep->add_option("--lengths", o->lengths, "prefill: queries and keys; decode: keys")->type_name("LIST");
   sweep->add_option("--head-dims", o->head_dims, "default 64,128")->type_name("LIST");
   sweep->add_option("--heads", o->heads, "query heads, or query/kv heads; default 8 for prefill, 32/8 for decode")
