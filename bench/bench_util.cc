@@ -31,16 +31,16 @@ std::string Name(const Shape& s) {
   std::string dtype = fovea_dtype_str(s.dtype);
   for (char& c : dtype) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
   std::string name = s.op + "/" + dtype + "/d" + number(s.head_dim);
-  if (s.op == "prefill" && s.q_len == s.kv_len) {
+  if (s.op != "decode" && s.q_len == s.kv_len) {
     name += "/s" + number(s.q_len);
   } else {
-    if (s.op == "prefill" || s.q_len != 1) name += "/q" + number(s.q_len);
+    if (s.op != "decode" || s.q_len != 1) name += "/q" + number(s.q_len);
     name += "/kv" + number(s.kv_len);
   }
   name += "/h" + number(s.num_q_heads);
   if (s.op == "decode" || s.num_kv_heads != s.num_q_heads) name += "x" + number(s.num_kv_heads);
   if (s.batch != 1) name += "/b" + number(s.batch);
-  if (s.causal && s.op == "prefill") name += "/causal";
+  if (s.causal && s.op != "decode") name += "/causal";
   if (s.window) name += "/window" + number(s.window);
   if (s.soft_cap > 0) name += "/cap" + number(static_cast<int64_t>(s.soft_cap));
   if (s.bias) name += "/bias";
@@ -174,25 +174,30 @@ void Case::MeasureLimits(Round* round) {
 }
 
 Result Case::Summarize(const std::vector<Round>& rounds) const {
+  Result result = fovea_bench::Summarize(rounds, info_.flop, kv_bytes(), shape_.op == "decode");
+  result.max_err = max_err_;
+  result.naive_err = naive_err_;
+  return result;
+}
+
+Result Summarize(const std::vector<Round>& rounds, double flop, double bytes, bool decode) {
   std::vector<double> seconds, fma_rates, read_rates, fma_fractions, bandwidth_fractions;
   for (const Round& r : rounds) {
-    const double read = r.read_rate, consumed = kConsumable * r.fma_rate * kv_bytes() / info_.flop;
+    const double read = r.read_rate, consumed = kConsumable * r.fma_rate * bytes / flop;
     seconds.push_back(r.seconds);
     fma_rates.push_back(r.fma_rate);
     read_rates.push_back(r.read_rate);
-    fma_fractions.push_back(info_.flop / r.seconds / r.fma_rate);
-    bandwidth_fractions.push_back(kv_bytes() / r.seconds / (shape_.op == "decode" ? std::min(read, consumed) : read));
+    fma_fractions.push_back(flop / r.seconds / r.fma_rate);
+    bandwidth_fractions.push_back(bytes / r.seconds / (decode ? std::min(read, consumed) : read));
   }
   Result result;
   result.seconds = Median(seconds);
-  result.gflops = info_.flop / result.seconds * 1e-9;
-  result.gbps = kv_bytes() / result.seconds * 1e-9;
+  result.gflops = flop / result.seconds * 1e-9;
+  result.gbps = bytes / result.seconds * 1e-9;
   result.fma_fraction = Median(fma_fractions);
   result.bandwidth_fraction = Median(bandwidth_fractions);
   result.fma_gflops = Median(fma_rates) * 1e-9;
   result.read_gbps = Median(read_rates) * 1e-9;
-  result.max_err = max_err_;
-  result.naive_err = naive_err_;
   result.rounds = static_cast<int>(rounds.size());
   return result;
 }

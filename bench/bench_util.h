@@ -60,6 +60,9 @@ struct Result {
   int rounds = 0;
 };
 
+// Of a call that does `flop` and reads `bytes`.
+Result Summarize(const std::vector<Round>& rounds, double flop, double bytes, bool decode);
+
 class Case {
  public:
   // Fills the buffers, runs once and checks a sample of rows. Throws std::runtime_error: fovea_last_error(), or a

@@ -10,6 +10,7 @@
 #include "lib/fp_env.h"
 #include "lib/kv_append.h"
 #include "lib/linear.h"
+#include "lib/mha.h"
 #include "lib/pages.h"
 #include "lib/parallel_for.h"
 #include "lib/plan.h"
@@ -135,6 +136,16 @@ fovea_status Forward(const fovea_attention_params* params, const fovea_exec* exe
   return status;
 }
 
+double ElementBytes(const fovea_tensor& x) { return static_cast<double>(DtypeBytes(x.dtype)); }
+
+// Of k and v, each row once.
+double KvBytes(const fovea_attention_params& p) {
+  double rows = 0.0;
+  for (int64_t b = 0; b < p.batch; ++b) rows += static_cast<double>(KvLen(p, b));
+  return (static_cast<double>(p.head_dim) * ElementBytes(p.k) + static_cast<double>(p.v_head_dim) * ElementBytes(p.v)) * rows *
+         static_cast<double>(p.num_kv_heads);
+}
+
 fovea_status Describe(const fovea_attention_params* params, const fovea_exec* exec, fovea_attention_info* info) {
   if (!info || info->struct_size < sizeof(fovea_attention_info)) {
     return Fail(FOVEA_ERR_INVALID_ARGUMENT, "info: call fovea_attention_info_init first");
@@ -183,14 +194,9 @@ fovea_status Describe(const fovea_attention_params* params, const fovea_exec* ex
   const double d = static_cast<double>(p.head_dim), dv = static_cast<double>(p.v_head_dim);
   info->flop = 2.0 * (d + dv) * UsefulPairs(p);
   info->flop_executed = 2.0 * (d + dv) * pairs + 2.0 * d * scores_pairs;
-  double q_rows = 0.0, kv_rows = 0.0;
-  for (int64_t b = 0; b < p.batch; ++b) {
-    q_rows += static_cast<double>(QLen(p, b));
-    kv_rows += static_cast<double>(KvLen(p, b));
-  }
-  const auto size = [](const fovea_tensor& x) { return static_cast<double>(DtypeBytes(x.dtype)); };
-  info->bytes = (d * size(p.q) + dv * size(p.out)) * q_rows * static_cast<double>(p.num_q_heads) +
-                (d * size(p.k) + dv * size(p.v)) * kv_rows * static_cast<double>(p.num_kv_heads);
+  double q_rows = 0.0;
+  for (int64_t b = 0; b < p.batch; ++b) q_rows += static_cast<double>(QLen(p, b));
+  info->bytes = (d * ElementBytes(p.q) + dv * ElementBytes(p.out)) * q_rows * static_cast<double>(p.num_q_heads) + KvBytes(p);
   free(memory);
   return FOVEA_OK;
 }
@@ -288,6 +294,60 @@ fovea_status Linear(const fovea_linear_params* params, const fovea_exec* exec) {
   if (!memory) return Fail(FOVEA_ERR_OUT_OF_MEMORY, "workspace: %zu bytes could not be allocated", bytes);
   RunLinear(call.p, call.e, *call.target, call.workers, memory);
   if (!call.e.workspace) free(memory);
+  return FOVEA_OK;
+}
+
+fovea_status CheckMhaCall(const fovea_mha_params* params, const fovea_exec* exec, CheckData data, fovea_exec* e, MhaCall* call, size_t* bytes) {
+  fovea_status status = ResolveExec(exec, e);
+  if (status != FOVEA_OK) return status;
+  const Target* target = ChosenTarget();
+  if (!target) return FOVEA_ERR_TARGET_UNAVAILABLE;
+  status = PrepareMha(params, data, e->flags, *target, NumWorkers(*e), call);
+  return status == FOVEA_OK ? MhaWorkspaceBytes(*call, bytes) : status;
+}
+
+fovea_status Mha(const fovea_mha_params* params, const fovea_exec* exec) {
+  fovea_exec e;
+  MhaCall call;
+  size_t bytes;
+  fovea_status status = CheckMhaCall(params, exec, CheckData::kYes, &e, &call, &bytes);
+  if (status != FOVEA_OK) return status;
+  void* memory = e.workspace;
+  if (memory && e.workspace_bytes < bytes) {
+    return Fail(FOVEA_ERR_WORKSPACE_TOO_SMALL, "workspace_bytes = %zu: must be at least %zu for this layer and %d threads",
+                e.workspace_bytes, bytes, call.workers);
+  }
+  if (!memory) memory = malloc(bytes);
+  if (!memory) return Fail(FOVEA_ERR_OUT_OF_MEMORY, "workspace: %zu bytes could not be allocated", bytes);
+  status = RunMha(&call, e, memory);
+  if (!e.workspace) free(memory);
+  return status;
+}
+
+fovea_status MhaDescribe(const fovea_mha_params* params, const fovea_exec* exec, fovea_mha_info* info) {
+  if (!info || info->struct_size < sizeof(fovea_mha_info)) {
+    return Fail(FOVEA_ERR_INVALID_ARGUMENT, "info: call fovea_mha_info_init first");
+  }
+  fovea_exec e;
+  MhaCall call;
+  size_t bytes;
+  fovea_status status = CheckMhaCall(params, exec, CheckData::kYes, &e, &call, &bytes);
+  if (status != FOVEA_OK) return status;
+  void* memory = malloc(bytes);
+  if (!memory) return Fail(FOVEA_ERR_OUT_OF_MEMORY, "describe: %zu bytes could not be allocated", bytes);
+  fovea_attention_params attention;
+  fovea_attention_info inner;
+  fovea_attention_info_init(&inner, sizeof inner);
+  status = DescribeMha(&call, memory, &attention, info);
+  if (status == FOVEA_OK) status = Describe(&attention, exec, &inner);
+  if (status == FOVEA_OK) info->kv_bytes = KvBytes(attention);
+  free(memory);  // attention's lengths as well
+  if (status != FOVEA_OK) return status;
+  memcpy(info->target, inner.target, sizeof info->target);
+  memcpy(info->kernels, inner.kernels, sizeof info->kernels);
+  info->num_threads = inner.num_threads;
+  info->workspace_bytes = bytes;
+  info->attention_flop = inner.flop;
   return FOVEA_OK;
 }
 
@@ -401,6 +461,22 @@ fovea_status fovea_rope_tables(const fovea_rope_tables_params* params, const fov
 
 fovea_status fovea_kv_append(const fovea_kv_append_params* params, const fovea_exec* exec) {
   return Report(exec, KvAppend(params, exec));
+}
+
+fovea_status fovea_mha_workspace_size(const fovea_mha_params* params, const fovea_exec* exec, size_t* bytes) {
+  if (!bytes) return Report(exec, Fail(FOVEA_ERR_INVALID_ARGUMENT, "bytes = NULL: must point to a size_t"));
+  fovea_exec e;
+  MhaCall call;
+  size_t need;
+  const fovea_status status = CheckMhaCall(params, exec, CheckData::kNo, &e, &call, &need);
+  if (status == FOVEA_OK) *bytes = need;
+  return Report(exec, status);
+}
+
+fovea_status fovea_mha_forward(const fovea_mha_params* params, const fovea_exec* exec) { return Report(exec, Mha(params, exec)); }
+
+fovea_status fovea_mha_describe(const fovea_mha_params* params, const fovea_exec* exec, fovea_mha_info* info) {
+  return Report(exec, MhaDescribe(params, exec, info));
 }
 
 }  // extern "C"

@@ -203,6 +203,16 @@ fovea_status fovea_linear_params_init(fovea_linear_params* params, size_t size) 
   return fovea::InitStruct(params, size, "fovea_linear_params_init");
 }
 
+fovea_status fovea_mha_params_init(fovea_mha_params* params, size_t size) {
+  if (fovea_status s = fovea::InitStruct(params, size, "fovea_mha_params_init"); s != FOVEA_OK) return s;
+  fovea::SetField(params, size, offsetof(fovea_mha_params, norm_eps), 1e-6f);
+  return FOVEA_OK;
+}
+
+fovea_status fovea_mha_info_init(fovea_mha_info* info, size_t size) {
+  return fovea::InitStruct(info, size, "fovea_mha_info_init");
+}
+
 fovea_status fovea_attention_info_init(fovea_attention_info* info, size_t size) {
   return fovea::InitStruct(info, size, "fovea_attention_info_init");
 }

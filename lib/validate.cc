@@ -689,7 +689,13 @@ fovea_status CheckSlopes(const fovea_attention_params& p) {
   return FOVEA_OK;
 }
 
-fovea_status CheckTensors(CheckData check, const Needed& needed, fovea_attention_params* p) {
+// Views of a layer around the attention: outputs first.
+struct LayerViews {
+  const View* views;
+  int n, outputs;
+};
+
+fovea_status CheckTensors(CheckData check, const Needed& needed, const LayerViews& layer, fovea_attention_params* p) {
   const int64_t q_batch = p->cu_seqlens_q != nullptr ? 1 : p->batch;
   const int64_t q_rows = p->cu_seqlens_q != nullptr ? p->total_q : p->q_len;
   const bool paged = p->block_table != nullptr;
@@ -716,7 +722,7 @@ fovea_status CheckTensors(CheckData check, const Needed& needed, fovea_attention
       {{{"mask"}, Takes::kU8, false, true}, mask_extent, &p->mask},
       {{{"bias"}, Takes::kFloats, false, true}, mask_extent, &p->bias},
   };
-  constexpr int kOutputs = 3;
+  constexpr int kOutputs = 3, kOptions = 6;  // out, lse, scores; q, k, v; then options
   View views[16];
   int n = 0;
   for (const auto& t : tensors) {
@@ -748,6 +754,15 @@ fovea_status CheckTensors(CheckData check, const Needed& needed, fovea_attention
     if (fovea_status s = MakeView({a.name}, a.data, 4, extent, stride, &views[n++]); s != FOVEA_OK) return s;
   }
   if (check == CheckData::kNo) return FOVEA_OK;
+  // out, q, k and v are the layer's own. Its outputs are held against lse, scores and all options; its inputs against lse and scores.
+  for (int i = 0; i < layer.n; ++i) {
+    const bool output = i < layer.outputs;
+    for (int j = 1; j < (output ? n : kOutputs); ++j) {
+      if (j >= kOutputs && j < kOptions) continue;
+      if (fovea_status s = output ? CheckDisjoint(layer.views[i], views[j]) : CheckDisjoint(views[j], layer.views[i]); s != FOVEA_OK)
+        return s;
+    }
+  }
   for (int i = 0; i < kOutputs; ++i) {
     if (fovea_status s = CheckDistinct(views[i]); s != FOVEA_OK) return s;
     for (int j = i + 1; j < n; ++j) {
@@ -761,17 +776,21 @@ bool SameElements(const View& a, const View& b) {
   return a.begin == b.begin && a.end == b.end && a.element_bytes == b.element_bytes && std::equal(a.stride, a.stride + kDims, b.stride);
 }
 
-}  // namespace
-
-fovea_status CheckParams(const fovea_attention_params* user, CheckData data, fovea_attention_params* p) {
+fovea_status CheckFields(CheckData data, const LayerViews& layer, fovea_attention_params* p) {
   Needed needed = {0, 0, 0, 0};
-  if (fovea_status s = CopyStruct(user, "params", "fovea_attention_params_init", p); s != FOVEA_OK) return s;
   if (fovea_status s = CheckReserved(*p); s != FOVEA_OK) return s;
   if (fovea_status s = CheckExtents(p); s != FOVEA_OK) return s;
   if (fovea_status s = CheckOptions(p); s != FOVEA_OK) return s;
   if (fovea_status s = CheckPaging(*p); s != FOVEA_OK) return s;
   if (fovea_status s = CheckSequences(*p, &needed); s != FOVEA_OK) return s;
-  return CheckTensors(data, needed, p);
+  return CheckTensors(data, needed, layer, p);
+}
+
+}  // namespace
+
+fovea_status CheckParams(const fovea_attention_params* user, CheckData data, fovea_attention_params* p) {
+  if (fovea_status s = CopyStruct(user, "params", "fovea_attention_params_init", p); s != FOVEA_OK) return s;
+  return CheckFields(data, {nullptr, 0, 0}, p);
 }
 
 fovea_status CheckExec(const fovea_exec* user, fovea_exec* e) {
@@ -845,10 +864,10 @@ namespace {
 // The views of a call's tensors and arrays: outputs first, so that they are held against everything after them.
 class Views {
  public:
-  explicit Views(int outputs) : outputs_(outputs) {}
+  explicit Views(int outputs, CheckData data = CheckData::kYes) : outputs_(outputs), data_(data) {}
 
   fovea_status AddTensor(Name name, bool required, const int64_t (&extent)[kDims], fovea_tensor* t) {
-    return CheckTensor({name, Takes::kFloats, required, false}, extent, CheckData::kYes, t, &views_[n_++]);
+    return CheckTensor({name, Takes::kFloats, required, false}, extent, data_, t, &views_[n_++]);
   }
   // int32 [rows][cols], stride apart.
   fovea_status AddArray(Name name, const int32_t* data, int64_t rows, int64_t stride, int64_t cols) {
@@ -867,11 +886,13 @@ class Views {
     return FOVEA_OK;
   }
   const View& operator[](int i) const { return views_[i]; }
+  LayerViews AsLayer() const { return {views_, n_, outputs_}; }
 
  private:
-  View views_[16];
+  View views_[32];
   int n_ = 0;
   const int outputs_;
+  const CheckData data_;
 };
 
 // Fields of a fovea_rope_params, by their full names where it is part of another struct.
@@ -979,6 +1000,17 @@ fovea_status CheckRotation(const RopeNames& names, const int32_t* skips, int64_t
                   p->position_offsets != nullptr ? names.position_offsets : names.position_offset, b, offset, len,
                   names.num_positions, p->num_positions);
     }
+  }
+  return FOVEA_OK;
+}
+
+// A rotation that is part of another struct, whose heads and lengths it takes.
+fovea_status CopyRotation(const fovea_rope_params* user, fovea_rope_params* rope) {
+  if (fovea_status s = CopyStruct(user, "rope", "fovea_rope_params_init", rope); s != FOVEA_OK) return s;
+  if ((rope->batch | rope->num_heads | rope->q_len | rope->head_dim | rope->total_q) != 0 || rope->q_lens != nullptr ||
+      rope->cu_seqlens_q != nullptr || !IsZero(rope->x) || !IsZero(rope->out)) {
+    return Fail(kInvalid,
+                "rope: its batch, num_heads, q_len, head_dim, x, out, q_lens, cu_seqlens_q and total_q must be 0");
   }
   return FOVEA_OK;
 }
@@ -1177,12 +1209,7 @@ fovea_status CheckKvAppend(const fovea_kv_append_params* user, fovea_kv_append_p
   }
   if (fovea_status s = CheckPlaces(*p); s != FOVEA_OK) return s;
   if (p->rope != nullptr) {
-    if (fovea_status s = CopyStruct(p->rope, "rope", "fovea_rope_params_init", rope); s != FOVEA_OK) return s;
-    if ((rope->batch | rope->num_heads | rope->q_len | rope->head_dim | rope->total_q) != 0 ||
-        rope->q_lens != nullptr || rope->cu_seqlens_q != nullptr || !IsZero(rope->x) || !IsZero(rope->out)) {
-      return Fail(kInvalid,
-                  "rope: its batch, num_heads, q_len, head_dim, x, out, q_lens, cu_seqlens_q and total_q must be 0");
-    }
+    if (fovea_status s = CopyRotation(p->rope, rope); s != FOVEA_OK) return s;
     if (!IsPresent(p->k_new)) return Fail(kInvalid, "rope is given: must be NULL where k_new is absent");
     rope->batch = p->batch;
     rope->num_heads = p->num_kv_heads;
@@ -1242,6 +1269,286 @@ fovea_status CheckLinear(const fovea_linear_params* user, CheckData data, fovea_
   if (fovea_status s = CheckDisjoint(y, x); s != FOVEA_OK) return s;
   if (fovea_status s = CheckDisjoint(y, w); s != FOVEA_OK) return s;
   return CheckDisjoint(y, bias);
+}
+
+// ---- The multi-head layer ------------------------------------------------------------------------------------------
+
+namespace {
+
+// Extents, and that all products of them which later code forms stay small.
+fovea_status CheckMhaExtents(fovea_mha_params* p) {
+  if (p->d_out == 0) p->d_out = p->d_model;
+  if (p->d_kv == 0) p->d_kv = p->d_model;
+  if (p->v_head_dim == 0) p->v_head_dim = p->head_dim;
+  const struct {
+    const char* name;
+    int64_t value;
+  } positive[] = {{"batch", p->batch},   {"num_q_heads", p->num_q_heads}, {"num_kv_heads", p->num_kv_heads}, {"head_dim", p->head_dim},
+                  {"v_head_dim", p->v_head_dim}, {"d_model", p->d_model}, {"d_out", p->d_out}, {"d_kv", p->d_kv}};
+  for (const auto& f : positive) {
+    if (fovea_status s = CheckPositive(f.name, f.value); s != FOVEA_OK) return s;
+    if (f.value > kMaxLength) return Fail(kUnsupported, "%s = %" PRId64 ": must be below 2^30", f.name, f.value);
+  }
+  if (p->num_q_heads % p->num_kv_heads != 0) {
+    return Fail(kInvalid, "num_kv_heads = %" PRId64 ": must divide num_q_heads = %" PRId64, p->num_kv_heads, p->num_q_heads);
+  }
+  // Each factor is below 2^30.
+  const int64_t features = (p->num_q_heads + p->num_kv_heads) * p->head_dim + p->num_kv_heads * p->v_head_dim;
+  if (features > kMaxLength || p->num_q_heads * p->v_head_dim > kMaxLength) {
+    return Fail(kUnsupported, "num_q_heads, num_kv_heads, head_dim, v_head_dim = %" PRId64 ", %" PRId64 ", %" PRId64 ", %" PRId64
+                ": all columns of q, k and v must be below 2^30", p->num_q_heads, p->num_kv_heads, p->head_dim, p->v_head_dim);
+  }
+  const struct {
+    const char *len_name, *total_name;
+    int64_t len, total, columns;
+    bool packed;
+  } sides[] = {{"q_len", "total_q", p->q_len, p->total_q, std::max({p->d_model, p->d_out, features, p->num_q_heads * p->v_head_dim}),
+                p->cu_seqlens_q != nullptr},
+               {"kv_len", "total_kv", p->kv_len, p->total_kv, std::max(p->d_kv, features), p->cu_seqlens_kv != nullptr}};
+  for (const auto& side : sides) {
+    if (fovea_status s = CheckLength(side.len_name, side.len); s != FOVEA_OK) return s;
+    if (side.total != 0 && !side.packed) {
+      return Fail(kInvalid, "%s = %" PRId64 ": must be 0 without cu_seqlens", side.total_name, side.total);
+    }
+    if (fovea_status s = CheckLength(side.total_name, side.total); s != FOVEA_OK) return s;
+    const int64_t rows = side.packed ? side.total : p->batch * side.len;
+    if (rows > kMaxLength) {
+      return Fail(kUnsupported, "batch * %s = %" PRId64 " * %" PRId64 ": must be below 2^30 tokens", side.len_name, p->batch, side.len);
+    }
+    if (fovea_status s = CheckCount("tokens * columns", std::max<int64_t>(rows, 1), side.columns, 1, 1); s != FOVEA_OK) return s;
+  }
+  if (!(p->norm_eps >= 0) || std::isinf(p->norm_eps)) {
+    return Fail(kInvalid, "norm_eps = %g: must be finite, at least 0", double{p->norm_eps});
+  }
+  if (p->reserved != 0) return Fail(kUnsupported, "reserved = %" PRId32 ": must be 0", p->reserved);
+  return FOVEA_OK;
+}
+
+fovea_status CheckMhaLengths(const fovea_mha_params& p) {
+  const bool cross = IsPresent(p.x_kv), cache = IsPresent(p.k_cache);
+  if (fovea_status s = CheckLengths({"q_lens", "cu_seqlens_q", "q_len", "total_q", p.q_lens, p.cu_seqlens_q, p.q_len, p.total_q}, p.batch);
+      s != FOVEA_OK) {
+    return s;
+  }
+  if (!cross) {
+    if (p.kv_len != 0) return Fail(kInvalid, "kv_len = %" PRId64 ": must be 0 without x_kv", p.kv_len);
+    if (p.d_kv != p.d_model) return Fail(kInvalid, "d_kv = %" PRId64 ": must be 0 without x_kv", p.d_kv);
+    if (p.cu_seqlens_kv != nullptr) return Fail(kInvalid, "cu_seqlens_kv is given: must be NULL without x_kv");
+    if (p.kv_lens != nullptr && (cache || p.cu_seqlens_q != nullptr)) {
+      return Fail(kInvalid, "kv_lens is given: must be NULL without x_kv where %s is given", cache ? "k_cache" : "cu_seqlens_q");
+    }
+    return CheckLengths({"kv_lens", "cu_seqlens_kv", "q_len", "total_kv", p.kv_lens, nullptr, p.q_len, 0}, p.batch);
+  }
+  return CheckLengths({"kv_lens", "cu_seqlens_kv", "kv_len", "total_kv", p.kv_lens, p.cu_seqlens_kv, p.kv_len, p.total_kv}, p.batch);
+}
+
+// All tensors and arrays but those of attention; zeroes the strides that no index uses.
+fovea_status CheckMhaTensors(fovea_mha_params* p, fovea_rope_params* rope, Views* views) {
+  const bool packed_weight = IsPresent(p->w_qkv), cross = IsPresent(p->x_kv), cache = IsPresent(p->k_cache) || IsPresent(p->v_cache);
+  const bool paged = p->block_table != nullptr, q_packed = p->cu_seqlens_q != nullptr, kv_packed = p->cu_seqlens_kv != nullptr;
+  const int64_t q_cols = p->num_q_heads * p->head_dim, k_cols = p->num_kv_heads * p->head_dim, v_cols = p->num_kv_heads * p->v_head_dim;
+  const int64_t o_cols = p->num_q_heads * p->v_head_dim, all_cols = q_cols + k_cols + v_cols;
+  const int64_t entries = paged ? p->num_pages : p->batch, rows = paged ? p->page_size : p->capacity;
+  const struct {
+    Name name;
+    bool wanted, allowed;  // required, and not an error
+    const char* without;   // where it is not allowed
+    fovea_tensor* tensor;
+    int64_t extent[kDims];
+  } tensors[] = {
+      {{"y"}, true, true, "", &p->y, {q_packed ? 1 : p->batch, 1, q_packed ? p->total_q : p->q_len, p->d_out}},
+      {{"k_cache"}, cache, true, "", &p->k_cache, {entries, p->num_kv_heads, rows, p->head_dim}},
+      {{"v_cache"}, cache, true, "", &p->v_cache, {entries, p->num_kv_heads, rows, p->v_head_dim}},
+      {{"x"}, true, true, "", &p->x, {q_packed ? 1 : p->batch, 1, q_packed ? p->total_q : p->q_len, p->d_model}},
+      {{"x_kv"}, false, true, "", &p->x_kv, {kv_packed ? 1 : p->batch, 1, kv_packed ? p->total_kv : p->kv_len, p->d_kv}},
+      {{"wq"}, !packed_weight, !packed_weight, "where w_qkv is given", &p->wq, {1, 1, q_cols, p->d_model}},
+      {{"wk"}, !packed_weight, !packed_weight, "where w_qkv is given", &p->wk, {1, 1, k_cols, p->d_kv}},
+      {{"wv"}, !packed_weight, !packed_weight, "where w_qkv is given", &p->wv, {1, 1, v_cols, p->d_kv}},
+      {{"w_qkv"}, false, true, "", &p->w_qkv, {1, 1, all_cols, p->d_model}},
+      {{"wo"}, true, true, "", &p->wo, {1, 1, p->d_out, o_cols}},
+      {{"bq"}, false, !packed_weight, "where w_qkv is given", &p->bq, {1, 1, 1, q_cols}},
+      {{"bk"}, false, !packed_weight, "where w_qkv is given", &p->bk, {1, 1, 1, k_cols}},
+      {{"bv"}, false, !packed_weight, "where w_qkv is given", &p->bv, {1, 1, 1, v_cols}},
+      {{"b_qkv"}, false, packed_weight, "without w_qkv", &p->b_qkv, {1, 1, 1, all_cols}},
+      {{"bo"}, false, true, "", &p->bo, {1, 1, 1, p->d_out}},
+      {{"q_norm"}, false, true, "", &p->q_norm, {1, 1, 1, p->head_dim}},
+      {{"k_norm"}, false, true, "", &p->k_norm, {1, 1, 1, p->head_dim}},
+  };
+  for (const auto& t : tensors) {
+    if (!t.allowed && IsPresent(*t.tensor)) return Fail(kInvalid, "%s is given: must be absent %s", t.name.base, t.without);
+    if (fovea_status s = views->AddTensor(t.name, t.wanted, t.extent, t.tensor); s != FOVEA_OK) return s;
+  }
+  if (cross && packed_weight && p->d_kv != p->d_model) {
+    return Fail(kInvalid, "d_kv = %" PRId64 ": must be d_model = %" PRId64 " where w_qkv is given", p->d_kv, p->d_model);
+  }
+  if (p->rope != nullptr) {
+    if (fovea_status s = CheckRotation(kAppendRopeNames, nullptr, 0, rope, views); s != FOVEA_OK) return s;
+  }
+  const struct {
+    const char* name;
+    const int32_t* data;
+    int64_t rows, stride, cols;
+  } arrays[] = {{p->q_lens != nullptr ? "q_lens" : "cu_seqlens_q", p->q_lens != nullptr ? p->q_lens : p->cu_seqlens_q, 1, 0,
+                 p->q_lens != nullptr ? p->batch : p->batch + 1},
+                {p->kv_lens != nullptr ? "kv_lens" : "cu_seqlens_kv", p->kv_lens != nullptr ? p->kv_lens : p->cu_seqlens_kv, 1, 0,
+                 p->kv_lens != nullptr ? p->batch : p->batch + 1},
+                {"kv_starts", p->kv_starts, 1, 0, p->batch},
+                {"block_table", p->block_table, p->batch, p->block_table_stride, p->block_table_stride},
+                {"rope.position_offsets", p->rope != nullptr ? rope->position_offsets : nullptr, 1, 0, p->batch},
+                {"rope.position_ids", p->rope != nullptr ? rope->position_ids : nullptr, q_packed ? 1 : p->batch,
+                 p->rope != nullptr ? rope->position_ids_stride : 0, q_packed ? p->total_q : p->q_len}};
+  for (const auto& a : arrays) {
+    if (fovea_status s = views->AddArray({a.name}, a.data, a.rows, a.stride, a.cols); s != FOVEA_OK) return s;
+  }
+  return FOVEA_OK;
+}
+
+fovea_status CheckMhaCache(const fovea_mha_params& p) {
+  if (IsPresent(p.k_cache) != IsPresent(p.v_cache)) {
+    const bool k = IsPresent(p.k_cache);
+    return Fail(kInvalid, "%s.dtype = NONE: must be given where %s is", k ? "v_cache" : "k_cache", k ? "k_cache" : "v_cache");
+  }
+  if (!IsPresent(p.k_cache)) {
+    const char* set = p.kv_starts != nullptr      ? "kv_starts"
+                      : p.capacity != 0           ? "capacity"
+                      : p.block_table != nullptr  ? "block_table"
+                      : p.block_table_stride != 0 ? "block_table_stride"
+                      : p.num_pages != 0          ? "num_pages"
+                      : p.page_size != 0          ? "page_size"
+                                                  : nullptr;
+    return set == nullptr ? FOVEA_OK : Fail(kInvalid, "%s is given: must be 0 without k_cache and v_cache", set);
+  }
+  const fovea_kv_append_params append = MhaAppend(p);
+  if (fovea_status s = CheckCacheKind(append); s != FOVEA_OK) return s;
+  const bool paged = p.block_table != nullptr;
+  if (fovea_status s = CheckCount(paged ? "num_pages * num_kv_heads * page_size * head_dim" : "batch * num_kv_heads * capacity * head_dim",
+                                  paged ? p.num_pages : p.batch, p.num_kv_heads, paged ? p.page_size : p.capacity,
+                                  std::max(p.head_dim, p.v_head_dim));
+      s != FOVEA_OK) {
+    return s;
+  }
+  if (fovea_status s = CheckPlaces(append); s != FOVEA_OK) return s;
+  // Sequences without new rows are attended to as well.
+  const int64_t room = MhaKvLen(p);
+  for (int64_t b = 0; p.kv_starts != nullptr && b < p.batch; ++b) {
+    if (p.kv_starts[b] < 0 || p.kv_starts[b] > room - QLen(append, b)) {
+      return Fail(kInvalid, "kv_starts[%" PRId64 "] = %" PRId32 ": must be at least 0, and with the new rows at most %" PRId64, b,
+                  p.kv_starts[b], room);
+    }
+  }
+  return FOVEA_OK;
+}
+
+// The options of attention, with the lengths and positions of the layer.
+fovea_status MhaAttention(const fovea_mha_params& p, fovea_attention_params* a) {
+  if (p.attention == nullptr) {
+    fovea_attention_params_init(a, sizeof *a);
+  } else if (fovea_status s = CopyStruct(p.attention, "attention", "fovea_attention_params_init", a); s != FOVEA_OK) {
+    return s;
+  }
+  const bool cross = IsPresent(p.x_kv), cache = IsPresent(p.k_cache);
+  const char* set = (a->batch | a->num_q_heads | a->num_kv_heads | a->q_len | a->kv_len | a->head_dim | a->v_head_dim) != 0
+                        ? "batch, heads, lengths or dims"
+                    : !IsZero(a->q) || !IsZero(a->k) || !IsZero(a->v) || !IsZero(a->out) ? "q, k, v or out"
+                    : a->q_lens != nullptr || a->kv_lens != nullptr                      ? "q_lens or kv_lens"
+                    : a->cu_seqlens_q != nullptr || a->cu_seqlens_kv != nullptr          ? "cu_seqlens_q or cu_seqlens_kv"
+                    : (a->total_q | a->total_kv) != 0                                    ? "total_q or total_kv"
+                    : a->block_table != nullptr                                          ? "block_table"
+                    : (a->block_table_stride | a->num_pages | a->page_size) != 0         ? "block_table_stride, num_pages or page_size"
+                    : !cross && a->q_align != 0                                          ? "q_align"
+                    : !cross && (a->q_offset != 0 || a->q_offsets != nullptr)            ? "q_offset or q_offsets"
+                                                                                         : nullptr;
+  if (set != nullptr) return Fail(kInvalid, "attention: its %s must be 0, the layer's own", set);
+  a->batch = p.batch;
+  a->num_q_heads = p.num_q_heads;
+  a->num_kv_heads = p.num_kv_heads;
+  a->head_dim = p.head_dim;
+  a->v_head_dim = p.v_head_dim;
+  a->q_len = p.q_len;
+  a->q_lens = p.q_lens;
+  a->cu_seqlens_q = p.cu_seqlens_q;
+  a->total_q = p.total_q;
+  a->kv_len = MhaKvLen(p);
+  if (cache) {
+    a->block_table = p.block_table;
+    a->block_table_stride = p.block_table_stride;
+    a->num_pages = p.num_pages;
+    a->page_size = p.page_size;
+  } else if (cross) {
+    a->kv_lens = p.kv_lens;
+    a->cu_seqlens_kv = p.cu_seqlens_kv;
+    a->total_kv = p.total_kv;
+  } else {
+    a->kv_lens = p.kv_lens != nullptr ? p.kv_lens : p.q_lens;
+    a->cu_seqlens_kv = p.cu_seqlens_q;
+    a->total_kv = p.total_q;
+  }
+  if (!cross && a->q_positions == nullptr) a->q_offsets = p.kv_starts;
+  return FOVEA_OK;
+}
+
+}  // namespace
+
+int64_t MhaKvLen(const fovea_mha_params& p) {
+  if (!IsPresent(p.k_cache)) return IsPresent(p.x_kv) ? p.kv_len : p.q_len;
+  return p.block_table != nullptr ? std::min(p.block_table_stride * p.page_size, kMaxLength) : p.capacity;
+}
+
+fovea_kv_append_params MhaAppend(const fovea_mha_params& p) {
+  fovea_kv_append_params a;
+  fovea_kv_append_params_init(&a, sizeof a);
+  const bool cross = IsPresent(p.x_kv);
+  a.batch = p.batch;
+  a.num_kv_heads = p.num_kv_heads;
+  a.q_len = cross ? p.kv_len : p.q_len;
+  a.head_dim = p.head_dim;
+  a.v_head_dim = p.v_head_dim;
+  a.q_lens = cross ? p.kv_lens : p.q_lens;
+  a.cu_seqlens_q = cross ? p.cu_seqlens_kv : p.cu_seqlens_q;
+  a.total_q = cross ? p.total_kv : p.total_q;
+  a.k_cache = p.k_cache;
+  a.v_cache = p.v_cache;
+  a.kv_starts = p.kv_starts;
+  a.capacity = p.capacity;
+  a.block_table = p.block_table;
+  a.block_table_stride = p.block_table_stride;
+  a.num_pages = p.num_pages;
+  a.page_size = p.page_size;
+  return a;
+}
+
+fovea_status CheckMha(const fovea_mha_params* user, CheckData data, fovea_mha_params* p, fovea_rope_params* rope,
+                      fovea_attention_params* attention) {
+  if (fovea_status s = CopyStruct(user, "params", "fovea_mha_params_init", p); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckMhaExtents(p); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckMhaLengths(*p); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckMhaCache(*p); s != FOVEA_OK) return s;
+  if (p->rope != nullptr) {
+    if (fovea_status s = CopyRotation(p->rope, rope); s != FOVEA_OK) return s;
+    if (IsPresent(p->x_kv)) return Fail(kUnsupported, "rope is given: this version wants NULL where x_kv is given");
+    rope->batch = p->batch;
+    rope->num_heads = p->num_q_heads;
+    rope->q_len = p->q_len;
+    rope->head_dim = p->head_dim;
+    rope->q_lens = p->q_lens;
+    rope->cu_seqlens_q = p->cu_seqlens_q;
+    rope->total_q = p->total_q;
+    const bool own = rope->position_ids != nullptr || rope->position_offsets != nullptr || rope->position_offset != 0;
+    if (!own) rope->position_offsets = p->kv_starts;
+    p->rope = rope;
+  }
+  Views views(3, data);
+  if (fovea_status s = CheckMhaTensors(p, rope, &views); s != FOVEA_OK) return s;
+  if (data == CheckData::kYes) {
+    if (fovea_status s = views.CheckOutputs(false); s != FOVEA_OK) return s;
+  }
+  return MhaAttention(*p, attention);
+}
+
+fovea_status CheckMhaAttention(fovea_mha_params* p, fovea_rope_params* rope, fovea_attention_params* a) {
+  Views views(3);
+  if (fovea_status s = CheckMhaTensors(p, rope, &views); s != FOVEA_OK) return s;
+  return CheckFields(CheckData::kYes, views.AsLayer(), a);
 }
 
 }  // namespace fovea

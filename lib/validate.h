@@ -39,6 +39,17 @@ fovea_status CheckKvAppend(const fovea_kv_append_params* user, fovea_kv_append_p
 // As CheckParams, of fovea_linear: behind it strides that no index uses are 0.
 fovea_status CheckLinear(const fovea_linear_params* user, CheckData data, fovea_linear_params* p);
 
+// As CheckParams, of fovea_mha_forward. *attention gets the options with the layer's lengths, as a caller of fovea_attention_forward would set them,
+// but for kv_lens where there is a cache, and without q, k, v and out; it is not checked yet. p->rope points to *rope, whose heads are q's, or is NULL.
+fovea_status CheckMha(const fovea_mha_params* user, CheckData data, fovea_mha_params* p, fovea_rope_params* rope,
+                      fovea_attention_params* attention);
+// Once *attention has its tensors and lengths: as CheckParams of it with data, in place, and against all tensors of the layer.
+fovea_status CheckMhaAttention(fovea_mha_params* p, fovea_rope_params* rope, fovea_attention_params* attention);
+// Attention's kv_len: rows of the cache, of x_kv or of x.
+int64_t MhaKvLen(const fovea_mha_params& p);
+// The append to the layer's cache, without k_new and v_new.
+fovea_kv_append_params MhaAppend(const fovea_mha_params& p);
+
 // Of checked params: sequence b's lengths, and the row of q (k) at which it begins in a packed tensor, 0 where padded.
 template <class Params>
 int64_t QLen(const Params& p, int64_t b) {

@@ -240,6 +240,36 @@ TEST_CASE("no allocation in linear with a caller's workspace") {
   }
 }
 
+TEST_CASE("no allocation in mha with a caller's workspace") {
+  constexpr int64_t kModel = 96, kHeads = 4, kDim = 24, kRoom = 80;
+  for (const int64_t tokens : {1, 40}) {
+    for (const int32_t threads : {1, 2}) {
+      const std::vector<float> x(static_cast<size_t>(2 * tokens * kModel), 1.0f), w(static_cast<size_t>(3 * kModel * kModel), 0.01f);
+      std::vector<float> y(x.size()), k(static_cast<size_t>(2 * kHeads * kRoom * kDim)), v(k.size());
+      fovea_mha_params p;
+      fovea_mha_params_init(&p, sizeof p);
+      p.batch = 2, p.q_len = tokens, p.d_model = kModel, p.num_q_heads = p.num_kv_heads = kHeads, p.head_dim = kDim, p.capacity = kRoom;
+      p.x = fovea_tensor_bhsd(x.data(), FOVEA_F32, 1, tokens, kModel);
+      p.y = fovea_tensor_bhsd(y.data(), FOVEA_F32, 1, tokens, kModel);
+      p.w_qkv = p.wo = fovea_tensor_bhsd(w.data(), FOVEA_F32, 1, 3 * kModel, kModel);
+      p.k_cache = fovea_tensor_bhsd(k.data(), FOVEA_F32, kHeads, kRoom, kDim);
+      p.v_cache = fovea_tensor_bhsd(v.data(), FOVEA_F32, kHeads, kRoom, kDim);
+      fovea_exec exec = Threads(threads);
+      size_t bytes = 0;
+      CHECK(Allocations([&] { fovea_mha_workspace_size(&p, &exec, &bytes); }) == 0);
+      std::vector<unsigned char> memory(bytes);
+      exec.workspace = memory.data();
+      exec.workspace_bytes = bytes;
+      fovea_status status = fovea_mha_forward(&p, &exec);  // starts the pool
+      CHECK(status == FOVEA_OK);
+      CHECK(Allocations([&] { status = fovea_mha_forward(&p, &exec); }) == 0);
+      CHECK(status == FOVEA_OK);
+      p.head_dim = 0;
+      CHECK(Allocations([&] { fovea_mha_forward(&p, &exec); }) == 0);
+    }
+  }
+}
+
 TEST_CASE("no allocation in a caller's executor") {
   AttentionCase c(Spec(150, 300));
   fovea_exec exec = Threads(3);

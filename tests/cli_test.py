@@ -189,6 +189,101 @@ def minilm():
 checks.run("cli: the MiniLM layer, within 2e-6 of the model's own result", minilm)
 
 
+def minilm_layer():
+    files = {name: DATA / f"minilm_{name}.npy" for name in ("x", "wq", "wk", "wv", "wo", "bq", "bk", "bv", "bo")}
+    given = [part for name, path in files.items() for part in (f"--{name}", path)]
+    args = ["layer", *given, "--mask", DATA / "minilm_valid.npy", "--heads", 12, "--expect", DATA / "minilm_y.npy"]
+    done = run(*args)
+    if "tolerance 2.00e-05: ok" not in done.stdout:
+        raise AssertionError(f"no comparison that is ok in\n{done.stdout}")
+    done = run(*args, "--tolerance", 1e-9, status=1)
+    if "PAST TOLERANCE" not in done.stdout:
+        raise AssertionError(done.stdout)
+
+
+checks.run("cli: layer: MiniLM's, within 2e-5 of the model's own result; past a tolerance is status 1", minilm_layer)
+
+
+def rotated(a, base, interleaved):
+    """a [batch, heads, rows, dim], row i at position i."""
+    half = a.shape[-1] // 2
+    angle = np.arange(a.shape[2])[:, None] * float(base) ** (-np.arange(half) / half)
+    cos, sin = np.cos(angle), np.sin(angle)
+    x, y = (a[..., 0::2], a[..., 1::2]) if interleaved else (a[..., :half], a[..., half:2 * half])
+    out = np.empty_like(a)
+    pair = (x * cos - y * sin, x * sin + y * cos)
+    (out[..., 0::2], out[..., 1::2]) = pair if interleaved else (0, 0)
+    return out if interleaved else np.concatenate(pair, -1)
+
+
+def layer(packed=False, cross=False, norm=False, rope=None, interleaved=False, causal=False, batched=True):
+    """fovea layer gives what NumPy gives."""
+    b, s, t, m, mk, h, kv, d, o = 2 if batched else 1, 7, 5, 12, 9 if cross else 12, 4, 2, 6, 11
+    w = {"wq": normal(h * d, m), "wk": normal(kv * d, mk), "wv": normal(kv * d, mk), "wo": normal(o, h * d) / 5}
+    bias = {"bq": normal(h * d), "bk": normal(kv * d), "bv": normal(kv * d), "bo": normal(o)}
+    arrays = {"x": normal(b, s, m) / 3, **w, **bias}
+    if cross:
+        arrays["x-kv"] = normal(b, t, mk) / 3
+    if norm:
+        arrays.update({"q-norm": normal(d), "k-norm": normal(d)})
+    wide = {name: a.astype(np.float64) for name, a in arrays.items()}
+
+    def heads(x, n, name, norm_name=None):
+        y = x @ wide["w" + name].T + wide["b" + name]
+        y = y.reshape(b, -1, n, d).transpose(0, 2, 1, 3)
+        if norm and norm_name:
+            y = y / np.sqrt((y * y).mean(-1, keepdims=True) + 1e-6) * wide[norm_name]
+        return rotated(y, rope, interleaved) if rope and name != "v" else y
+
+    x_kv = wide.get("x-kv", wide["x"])
+    i, j = np.arange(s)[:, None], np.arange(x_kv.shape[1])[None, :]
+    o_heads = attention(heads(wide["x"], h, "q", "q-norm"), heads(x_kv, kv, "k", "k-norm"), heads(x_kv, kv, "v"),
+                        mask=(j <= i) if causal else True)[0]
+    want = o_heads.transpose(0, 2, 1, 3).reshape(b, s, h * d) @ wide["wo"].T + wide["bo"]
+    if packed:
+        arrays["w-qkv"] = np.concatenate([arrays.pop(name) for name in ("wq", "wk", "wv")])
+        arrays["b-qkv"] = np.concatenate([arrays.pop(name) for name in ("bq", "bk", "bv")])
+    if not batched:
+        arrays["x"], want = arrays["x"][0], want[0]
+    folder = Folder(**arrays)
+    given = [part for name in arrays for part in (f"--{name}", folder / f"{name}.npy")]
+    options = ["--rope", rope] if rope else []
+    options += ["--interleaved"] * interleaved + ["--causal"] * causal
+    run("layer", *given, "--heads", f"{h}/{kv}", *options, "--out", folder / "y.npy", "--repeat", 1)
+    got = np.load(folder / "y.npy")
+    equal((got.dtype.str, got.shape), ("<f4", want.shape), "the result")
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+for name, options in (("separate weights", {}), ("packed weights", {"packed": True}), ("cross attention", {"cross": True}),
+                      ("norms", {"norm": True}), ("rope, causal", {"rope": 10000, "causal": True}),
+                      ("rope, interleaved, norms, packed", {"rope": 500, "interleaved": True, "norm": True, "packed": True}),
+                      ("no batch dimension", {"batched": False})):
+    checks.run(f"cli: layer: {name}", lambda: layer(**options))
+
+
+def layer_refuses(part, *options, **arrays):
+    given = {"x": normal(1, 3, 8), "wq": normal(8, 8), "wk": normal(4, 8), "wv": normal(4, 8), "wo": normal(8, 8), **arrays}
+    given = {name: array for name, array in given.items() if array is not None}
+    folder = Folder(**given)
+    before = folder.names()
+    args = [arg for name in given for arg in (f"--{name}", folder / f"{name}.npy")]
+    refused(part, "layer", *args, "--out", folder / "y.npy", *(options or ["--heads", "4/2"]))
+    equal(folder.names(), before, "files")
+
+
+for part, options, arrays in (
+        ("--heads", ["--threads", 1], {}), ("kv heads must divide", ["--heads", "4/3"], {}),
+        ("--wq, --wk and --wv are wanted", [], {"wk": None}), ("--w-qkv", [], {"w-qkv": normal(16, 8)}),
+        ("--wo is wanted", [], {"wo": None}), ("rows must be a multiple of 3", ["--heads", "3/1"], {}),
+        ("--wk must be [4, 8]", [], {"wk": normal(6, 8)}), ("--wo must be [8, 8]", [], {"wo": normal(8, 7)}),
+        ("--bo must be [8]", [], {"bo": normal(7)}), ("--bq wants [out]", [], {"bq": normal(8, 1)}),
+        ("[batch, tokens, columns]", [], {"x": normal(8)}), ("--expect wants [1, 3, 8]", [], {"expect": normal(3, 9)}),
+        ("base", ["--heads", "4/2", "--rope", 0.5], {}), ("only with --rope", ["--heads", "4/2", "--interleaved"], {}),
+        ("--repeat", ["--heads", "4/2", "--repeat", 0], {}), ("--mask wants bool", [], {"mask": normal(3)})):
+    checks.run(f"cli: layer: refused: {part}", lambda: layer_refuses(part, *options, **arrays))
+
+
 # ---- what it compares ---------------------------------------------------------------------------------------------
 
 def past_tolerance():

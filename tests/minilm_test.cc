@@ -94,4 +94,57 @@ TEST_CASE("MiniLM layer: out and LSE within 2e-6 of the expected, padding by mas
   }
 }
 
+TEST_CASE("MiniLM layer: x, weights and biases give y within 2e-5 of the expected") {
+  constexpr int64_t kModel = kHeads * kDim;
+  const size_t tokens = static_cast<size_t>(kBatch * kRows), model = static_cast<size_t>(kModel);
+  const auto x = Load<float>("x", tokens * model), expected = Load<float>("y", tokens * model);
+  const auto valid = Load<uint8_t>("valid", tokens);
+  std::vector<float> weights[4], biases[4], y(tokens * model);
+  const char* names[] = {"q", "k", "v", "o"};
+  for (size_t n = 0; n < 4; ++n) {
+    weights[n] = Load<float>(std::string("w") + names[n], model * model);
+    biases[n] = Load<float>(std::string("b") + names[n], model);
+  }
+  std::vector<int32_t> kv_lens;
+  for (int64_t b = 0; b < kBatch; ++b) {
+    int32_t length = 0;
+    for (int64_t j = 0; j < kRows; ++j) length += valid[static_cast<size_t>(b * kRows + j)] != 0;
+    kv_lens.push_back(length);
+  }
+
+  fovea_mha_params p;
+  fovea_mha_params_init(&p, sizeof p);
+  p.batch = kBatch;
+  p.q_len = kRows;
+  p.d_model = kModel;
+  p.num_q_heads = p.num_kv_heads = kHeads;
+  p.head_dim = kDim;
+  p.x = fovea_tensor_bhsd(x.data(), FOVEA_F32, 1, kRows, kModel);
+  p.y = fovea_tensor_bhsd(y.data(), FOVEA_F32, 1, kRows, kModel);
+  fovea_tensor* const to_weights[] = {&p.wq, &p.wk, &p.wv, &p.wo};
+  fovea_tensor* const to_biases[] = {&p.bq, &p.bk, &p.bv, &p.bo};
+  for (size_t n = 0; n < 4; ++n) {
+    *to_weights[n] = fovea_tensor_bhsd(weights[n].data(), FOVEA_F32, 1, kModel, kModel);
+    *to_biases[n] = fovea_tensor_bhsd(biases[n].data(), FOVEA_F32, 1, 1, kModel);
+  }
+  p.kv_lens = kv_lens.data();
+  REQUIRE(fovea_mha_forward(&p, nullptr) == FOVEA_OK);
+  CHECK(LargestDifference(y, expected) <= 2e-5);
+  MESSAGE("largest difference ", LargestDifference(y, expected));
+
+  // The same by mask.
+  const std::vector<float> by_lens = y;
+  fovea_attention_params options;
+  fovea_attention_params_init(&options, sizeof options);
+  options.mask.data = const_cast<uint8_t*>(valid.data());
+  options.mask.dtype = FOVEA_U8;
+  options.mask.stride_batch = kRows;
+  options.mask.stride_col = 1;
+  p.attention = &options;
+  p.kv_lens = nullptr;
+  std::fill(y.begin(), y.end(), NAN);
+  REQUIRE(fovea_mha_forward(&p, nullptr) == FOVEA_OK);
+  CHECK(y == by_lens);
+}
+
 }  // namespace fovea_test

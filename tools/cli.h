@@ -41,6 +41,23 @@ struct AttendOptions {
   bool check = false;
 };
 
+struct LayerOptions {
+  std::string x, wq, wk, wv, w_qkv, wo;  // paths; those below and of weights not used are empty where not given
+  std::string x_kv, bq, bk, bv, b_qkv, bo, q_norm, k_norm, mask;
+  std::string out;     // written
+  std::string expect;  // compared with
+  std::string heads;   // "32/8"
+  std::string target;
+  std::optional<double> rope;  // the base
+  std::optional<double> tolerance;
+  float norm_eps = 1e-6f;
+  int64_t window_left = -1;
+  int32_t threads = 0;
+  int32_t repeat = 5;
+  bool interleaved = false;
+  bool causal = false;
+};
+
 struct SweepOptions {
   std::string op, lengths, head_dims, heads, targets, threads;  // lists; empty: the usual
   std::string dtypes = "f32";
@@ -55,7 +72,14 @@ struct SweepOptions {
 // Print to stdout and give the exit code; throw InputError on bad input, before anything is written.
 int RunInfo(bool json, bool roofline);
 int RunAttend(const AttendOptions& options);
+int RunLayer(const LayerOptions& options);
 int RunSweep(const SweepOptions& options);
+
+// "32" or "32/8": query heads, and kv heads that divide them. Throws InputError, which names where it stood.
+struct HeadCounts {
+  int64_t q, kv;
+};
+HeadCounts ParseHeads(const std::string& where, const std::string& text);
 
 std::string CpuModel();
 // FMA, exp and read rates of these targets, the best of so many rounds (bench/roofline.h); JSON as in `fovea info

@@ -14,12 +14,12 @@
 #include <fstream>
 #include <functional>
 #include <nlohmann/json.hpp>
-#include <optional>
 #include <sstream>
 #include <string>
 #include <vector>
 
 #include "bench/bench_util.h"
+#include "bench/layer_case.h"
 #include "tools/cli.h"
 
 namespace fovea::tools {
@@ -30,7 +30,9 @@ using Json = nlohmann::ordered_json;
 
 const std::vector<int64_t> kPrefillLengths = {128, 256, 512, 1024, 2048, 4096};
 const std::vector<int64_t> kDecodeLengths = {1024, 2048, 4096, 8192, 16384, 32768};
-constexpr int64_t kQuickPrefill = 2048, kQuickDecode = 8192;  // the longest of --quick
+const std::vector<int64_t> kLayerLengths = {1, 512, 2048};
+constexpr int64_t kQuickPrefill = 2048, kQuickDecode = 8192, kQuickLayer = 1;  // the longest of --quick
+constexpr int64_t kLayerContext = 4096;  // keys that a single token of a layer attends to, where the context has them
 constexpr int kRounds = 5, kQuickRounds = 3;                  // at least
 
 volatile std::sig_atomic_t interrupted = 0;
@@ -71,23 +73,11 @@ std::vector<int64_t> Numbers(const std::string& where, const std::string& text) 
   return values;
 }
 
-struct Heads {
-  int64_t q, kv;
-};
-
-Heads ParseHeads(const std::string& where, const std::string& text) {
-  const size_t slash = text.find('/');
-  const int64_t q = Number<int64_t>(where, text.substr(0, slash), 1);
-  const Heads heads = {q, slash == std::string::npos ? q : Number<int64_t>(where, text.substr(slash + 1), 1)};
-  if (heads.q % heads.kv != 0) throw InputError(fmt::format("{}: {}: kv heads must divide query heads", where, text));
-  return heads;
-}
-
 std::vector<std::string> ParseOps(const std::string& where, const std::string& text) {
   const std::vector<std::string> ops = Split(text, ',');
   for (const std::string& op : ops) {
-    if (op != "prefill" && op != "decode")
-      throw InputError(fmt::format("{}: {}: prefill or decode is wanted", where, op));
+    if (op != "prefill" && op != "decode" && op != "layer")
+      throw InputError(fmt::format("{}: {}: prefill, decode or layer is wanted", where, op));
   }
   return ops;
 }
@@ -96,7 +86,8 @@ std::vector<std::string> ParseOps(const std::string& where, const std::string& t
 struct Layer {
   std::string name;
   Shape shape;  // what all its rows share
-  std::vector<std::string> ops = {"prefill", "decode"};
+  std::vector<std::string> ops = {"prefill", "decode", "layer"};
+  int64_t d_model = 0;                      // 0: query heads * head_dim
   std::vector<int64_t> lengths;             // empty: the op's usual ones, up to the context
   int64_t context = INT64_MAX, kv_len = 0;  // kv_len: fixed, as in cross attention, where lengths are of the queries
   int64_t layers = 1;
@@ -119,12 +110,14 @@ Layer ParseLayer(const std::string& where, const std::string& line) {
     } else if (key == "layers") {
       layer.layers = Number<int64_t>(at, value, 1);
     } else if (key == "heads") {
-      const Heads parsed = ParseHeads(at, value);
+      const HeadCounts parsed = ParseHeads(at, value);
       layer.shape.num_q_heads = parsed.q, layer.shape.num_kv_heads = parsed.kv;
       heads = true;
     } else if (key == "head_dim") {
       layer.shape.head_dim = Number<int64_t>(at, value, 1);
       head_dim = true;
+    } else if (key == "d_model") {
+      layer.d_model = Number<int64_t>(at, value, 1);
     } else if (key == "window") {
       layer.shape.window = Number<int64_t>(at, value, 1);
     } else if (key == "soft_cap") {
@@ -142,6 +135,8 @@ Layer ParseLayer(const std::string& where, const std::string& line) {
     }
   }
   if (!heads || !head_dim) throw InputError(where + ": heads= and head_dim= are wanted");
+  // Cross attention has its keys already, and sinks are learned with a layer's own weights.
+  if (layer.kv_len || layer.shape.sinks) layer.ops.erase(std::remove(layer.ops.begin(), layer.ops.end(), "layer"), layer.ops.end());
   return layer;
 }
 
@@ -191,7 +186,7 @@ std::vector<Layer> LayersOf(const SweepOptions& o) {
   for (const std::string& op : ParseOps("--op", o.op.empty() ? "prefill,decode" : o.op)) {
     for (const int64_t head_dim : Numbers("--head-dims", o.head_dims.empty() ? "64,128" : o.head_dims)) {
       for (const std::string& text : Split(o.heads.empty() ? (op == "prefill" ? "8" : "32/8") : o.heads, ',')) {
-        const Heads heads = ParseHeads("--heads", text);
+        const HeadCounts heads = ParseHeads("--heads", text);
         Layer layer;
         layer.ops = {op};
         layer.shape.num_q_heads = heads.q;
@@ -209,8 +204,11 @@ std::vector<int64_t> LengthsOf(const SweepOptions& o, const Layer& layer, const 
   const bool decode = op == "decode";
   if (decode && layer.kv_len) return {1};
   if (!o.lengths.empty()) return Numbers("--lengths", o.lengths);
+  const bool whole = op == "layer";
   std::vector<int64_t> lengths = !layer.lengths.empty() ? layer.lengths : decode ? kDecodeLengths : kPrefillLengths;
-  const int64_t longest = std::min(layer.context, !o.quick ? INT64_MAX : decode ? kQuickDecode : kQuickPrefill);
+  if (whole) lengths = kLayerLengths;
+  const int64_t longest =
+      std::min(layer.context, !o.quick ? INT64_MAX : decode ? kQuickDecode : whole ? kQuickLayer : kQuickPrefill);
   lengths.erase(std::remove_if(lengths.begin() + 1, lengths.end(), [&](int64_t n) { return n > longest; }),
                 lengths.end());
   return lengths;
@@ -218,6 +216,7 @@ std::vector<int64_t> LengthsOf(const SweepOptions& o, const Layer& layer, const 
 
 struct Row {
   Shape shape;
+  int64_t d_model;
   std::string layer;
   int64_t layers;
 };
@@ -264,11 +263,13 @@ std::vector<Row> RowsOf(const SweepOptions& o, const std::vector<std::string>& t
         for (const fovea_dtype dtype : dtypes) {
           for (const std::string& target : targets) {
             for (const int n : threads) {
-              Row row = {layer.shape, layer.name, layer.layers};
+              Row row = {layer.shape, layer.d_model ? layer.d_model : layer.shape.num_q_heads * layer.shape.head_dim, layer.name,
+                         layer.layers};
               row.shape.op = op;
               row.shape.dtype = dtype;
               row.shape.q_len = op == "decode" ? 1 : length;
               row.shape.kv_len = layer.kv_len ? layer.kv_len : length;
+              if (op == "layer" && length == 1) row.shape.kv_len = std::min(layer.context, o.quick ? kLayerContext / 4 : kLayerContext);
               row.shape.target = target;
               row.shape.threads = n;
               rows.push_back(row);
@@ -310,12 +311,12 @@ class ProgressBar {
   double start_;
 };
 
-// A measured row; without rounds where Ctrl-C came first.
-std::optional<Json> Measure(const Row& row, const SweepOptions& o) {
+// What identifies a row.
+Json RowHead(const Row& row, const std::string& name, const SweepOptions& o) {
   const Shape& s = row.shape;
   std::string dtype = fovea_dtype_str(s.dtype);
   for (char& c : dtype) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
-  Json json = {{"name", fovea_bench::Name(s)}};
+  Json json = {{"name", name}};
   if (!o.preset.empty()) json.update({{"model", o.preset}, {"layer", row.layer}, {"layers", row.layers}});
   json.update({{"op", s.op},
                {"dtype", dtype},
@@ -331,39 +332,87 @@ std::optional<Json> Measure(const Row& row, const SweepOptions& o) {
                {"window", s.window},
                {"soft_cap", s.soft_cap},
                {"sinks", s.sinks}});
+  return json;
+}
+
+void AddResult(const fovea_bench::Result& r, Json* json) {
+  json->update({{"time_s", r.seconds},
+                {"GFLOP/s", r.gflops},
+                {"fma_fraction", r.fma_fraction},
+                {"GB/s", r.gbps},
+                {"bandwidth_fraction", r.bandwidth_fraction},
+                {"max_err", r.max_err},
+                {"naive_err", r.naive_err},
+                {"fma_gflops", r.fma_gflops},
+                {"read_gbps", r.read_gbps},
+                {"rounds", r.rounds}});
+}
+
+// Rounds until there are enough, or Ctrl-C comes.
+std::vector<fovea_bench::Round> Rounds(const SweepOptions& o, const std::function<void(fovea_bench::Round*)>& measure) {
+  std::vector<fovea_bench::Round> rounds;
+  const size_t least = o.quick ? kQuickRounds : kRounds;
+  const double enough = o.min_time.value_or(o.quick ? 0.05 : 0.5);
+  for (double spent = 0; !interrupted && (spent < enough || rounds.size() < least);) {
+    fovea_bench::Round round;
+    measure(&round);
+    rounds.push_back(round);
+    spent += round.seconds;
+  }
+  return rounds;
+}
+
+// The stages of a layer, a row each, the whole call last.
+std::vector<Json> MeasureLayer(const Row& row, const SweepOptions& o) {
+  const fovea_bench::LayerShape shape = {row.shape, row.d_model};
+  const std::string name = fovea_bench::Name(shape);
+  std::vector<Json> rows;
   try {
-    fovea_bench::Case bench(s);
-    std::vector<fovea_bench::Round> rounds;
-    const size_t least = o.quick ? kQuickRounds : kRounds;
-    const double enough = o.min_time.value_or(o.quick ? 0.05 : 0.5);
-    for (double spent = 0; !interrupted && (spent < enough || rounds.size() < least);) {
-      fovea_bench::Round round;
-      round.seconds = bench.Run();
-      bench.MeasureLimits(&round);
-      rounds.push_back(round);
-      spent += round.seconds;
+    fovea_bench::LayerCase bench(shape);
+    for (int stage = 0; stage < fovea_bench::LayerCase::kStages; ++stage) {
+      const std::vector<fovea_bench::Round> rounds = Rounds(o, [&](fovea_bench::Round* round) {
+        round->seconds = bench.Run(stage);
+        bench.MeasureLimits(stage, round);
+      });
+      if (rounds.empty()) break;
+      Json json = RowHead(row, name + "/" + fovea_bench::LayerCase::kStageNames[stage], o);
+      json.update({{"d_model", row.d_model},
+                   {"stage", fovea_bench::LayerCase::kStageNames[stage]},
+                   {"kernels", bench.kernels()},
+                   {"flop", bench.flop(stage)},
+                   {"kv_bytes", bench.bytes(stage)}});
+      AddResult(bench.Summarize(stage, rounds), &json);
+      rows.push_back(json);
     }
-    if (rounds.empty()) return std::nullopt;
-    const fovea_bench::Result r = bench.Summarize(rounds);
-    json.update({{"kernels", bench.info().kernels},
-                 {"flop", bench.info().flop},
-                 {"kv_bytes", bench.kv_bytes()},
-                 {"time_s", r.seconds},
-                 {"GFLOP/s", r.gflops},
-                 {"fma_fraction", r.fma_fraction},
-                 {"GB/s", r.gbps},
-                 {"bandwidth_fraction", r.bandwidth_fraction},
-                 {"max_err", r.max_err},
-                 {"naive_err", r.naive_err},
-                 {"fma_gflops", r.fma_gflops},
-                 {"read_gbps", r.read_gbps},
-                 {"rounds", r.rounds}});
+  } catch (const std::bad_alloc&) {
+    rows.push_back(RowHead(row, name, o));
+    rows.back()["error"] = "not enough memory";
+  } catch (const std::exception& error) {
+    rows.push_back(RowHead(row, name, o));
+    rows.back()["error"] = error.what();
+  }
+  return rows;
+}
+
+// A measured row; none where Ctrl-C came first.
+std::vector<Json> Measure(const Row& row, const SweepOptions& o) {
+  if (row.shape.op == "layer") return MeasureLayer(row, o);
+  Json json = RowHead(row, fovea_bench::Name(row.shape), o);
+  try {
+    fovea_bench::Case bench(row.shape);
+    const std::vector<fovea_bench::Round> rounds = Rounds(o, [&](fovea_bench::Round* round) {
+      round->seconds = bench.Run();
+      bench.MeasureLimits(round);
+    });
+    if (rounds.empty()) return {};
+    json.update({{"kernels", bench.info().kernels}, {"flop", bench.info().flop}, {"kv_bytes", bench.kv_bytes()}});
+    AddResult(bench.Summarize(rounds), &json);
   } catch (const std::bad_alloc&) {
     json["error"] = "not enough memory";
   } catch (const std::exception& error) {
     json["error"] = error.what();
   }
-  return json;
+  return {json};
 }
 
 void PrintRow(const Json& row) {
@@ -409,6 +458,14 @@ bool WriteText(const std::string& text, std::FILE* file) {
 
 }  // namespace
 
+HeadCounts ParseHeads(const std::string& where, const std::string& text) {
+  const size_t slash = text.find('/');
+  const int64_t q = Number<int64_t>(where, text.substr(0, slash), 1);
+  const HeadCounts heads = {q, slash == std::string::npos ? q : Number<int64_t>(where, text.substr(slash + 1), 1)};
+  if (heads.q % heads.kv != 0) throw InputError(fmt::format("{}: {}: kv heads must divide query heads", where, text));
+  return heads;
+}
+
 int RunSweep(const SweepOptions& o) {
   if (o.min_time && !(*o.min_time >= 0))
     throw InputError(fmt::format("--min-time {}: must not be negative", *o.min_time));
@@ -434,14 +491,17 @@ int RunSweep(const SweepOptions& o) {
              "max_err", "naive");
   std::vector<Json> measured;
   bool failed = false;
-  for (size_t i = 0; i < rows.size() && !interrupted; ++i) {
-    bar.Show(i, fovea_bench::Name(rows[i].shape));
-    const std::optional<Json> row = Measure(rows[i], o);
+  size_t done = 0;
+  for (; done < rows.size() && !interrupted; ++done) {
+    bar.Show(done, fovea_bench::Name(rows[done].shape));
+    const std::vector<Json> of_row = Measure(rows[done], o);
     bar.Clear();
-    if (!row) break;
-    failed |= row->contains("error");
-    PrintRow(*row);
-    measured.push_back(*row);
+    if (of_row.empty()) break;
+    for (const Json& row : of_row) {
+      failed |= row.contains("error");
+      PrintRow(row);
+      measured.push_back(row);
+    }
   }
   std::signal(SIGINT, SIG_DFL);
   json_text =
@@ -452,7 +512,7 @@ int RunSweep(const SweepOptions& o) {
   csv_text = Csv(measured);
   WriteOutputFiles(files);
   if (interrupted) {
-    fmt::print(stderr, "fovea: interrupted: {} of {} rows were measured\n", measured.size(), rows.size());
+    fmt::print(stderr, "fovea: interrupted: {} of {} rows were measured\n", done, rows.size());
     return 128 + SIGINT;
   }
   return failed ? kExitPastTolerance : kExitOk;

@@ -1,5 +1,5 @@
 // The fovea command: `fovea info` says what would run on this CPU, `fovea attend` computes attention over .npy files,
-// `fovea sweep` measures.
+// `fovea layer` a whole multi-head layer, `fovea sweep` measures.
 #include <fmt/format.h>
 
 #include <CLI/CLI.hpp>
@@ -87,6 +87,55 @@ void AddAttendOptions(CLI::App* attend, AttendOptions* o) {
       ->capture_default_str();
 }
 
+constexpr const char* kLayerHelp = R"(a multi-head attention layer over .npy files: projections, RoPE, attention, output projection
+
+Arrays are float32 or float16 in C order: X [batch, tokens, d_model] or [tokens, d_model]; weights as
+torch.nn.Linear has them: Wq [q_heads * dim, d_model], Wk [kv_heads * dim, d_model], Wv [kv_heads * v_dim, d_model], or
+one with the rows of all three; Wo [d_out, q_heads * v_dim]; biases [rows of the weight]. The result is float32.)";
+
+constexpr const char* kLayerFooter =
+    R"(Exit status: 0 done; 1 an error past tolerance, outputs are written all the same; 2 bad input, nothing is written.
+Example: fovea layer --x X.npy --wq Wq.npy --wk Wk.npy --wv Wv.npy --wo Wo.npy --heads 32/8 --rope 500000 --causal --out Y.npy)";
+
+void AddLayerOptions(CLI::App* layer, LayerOptions* o) {
+  const CLI::Validator whole(
+      [](const std::string& text) { return IsWhole(text) ? "" : text + ": a whole number is wanted"; }, "");
+  const struct {
+    const char *name, *help;
+    std::string* path;
+  } files[] = {{"--wq", "weight of the queries", &o->wq},
+               {"--wk", "weight of the keys", &o->wk},
+               {"--wv", "weight of the values", &o->wv},
+               {"--w-qkv", "the rows of the three, in this order, instead of them", &o->w_qkv},
+               {"--wo", "weight of the output", &o->wo},
+               {"--bq", "bias of the queries", &o->bq},
+               {"--bk", "bias of the keys", &o->bk},
+               {"--bv", "bias of the values", &o->bv},
+               {"--b-qkv", "of --w-qkv", &o->b_qkv},
+               {"--bo", "bias of the output", &o->bo},
+               {"--x-kv", "[batch, keys, d_kv]: keys and values are made of it (cross attention)", &o->x_kv},
+               {"--q-norm", "[dim], RMS norm of each query head", &o->q_norm},
+               {"--k-norm", "[dim], RMS norm of each key head", &o->k_norm},
+               {"--mask", "boolean mask, as of attend", &o->mask},
+               {"--expect", "compare the result with this array", &o->expect}};
+  layer->add_option("--x", o->x, "the tokens")->required()->type_name("X.npy");
+  for (const auto& file : files) layer->add_option(file.name, *file.path, file.help)->type_name("FILE.npy");
+  layer->add_option("--heads", o->heads, "query heads, or query/kv heads")->required()->type_name("H/KV");
+  layer->add_option("--norm-eps", o->norm_eps, "of the norms")->type_name("X")->capture_default_str();
+  layer->add_option("--rope", o->rope, "rotate queries and keys, with this base: 10000, 500000 ...")->type_name("BASE");
+  layer->add_flag("--interleaved", o->interleaved, "of --rope: pairs are neighbours, not half a head apart");
+  layer->add_flag("--causal", o->causal, "a token sees itself and those before it");
+  layer->add_option("--window-left", o->window_left, "keys from a token's place - N on; -1 = all")->type_name("N")->check(whole);
+  layer->add_option("--out", o->out, "write the result, [batch, tokens, d_out]")->type_name("Y.npy");
+  layer->add_option("--tolerance", o->tolerance, "of --expect, absolute; default 2e-5")->type_name("X");
+  layer->add_option("--threads", o->threads, "default: all that OpenMP would use")->type_name("N")->check(whole);
+  layer->add_option("--target", o->target, "instruction set, one of `fovea info`")->type_name("NAME");
+  layer->add_option("--repeat", o->repeat, "timed runs after the first; the median is printed")
+      ->type_name("N")
+      ->check(whole)
+      ->capture_default_str();
+}
+
 constexpr const char* kSweepHelp = R"(the speed of attention on this machine, one row per combination
 
 Lists are separated by commas; A..B among numbers is A, 2A, 4A up to B. Each row's result is checked against an
@@ -104,7 +153,7 @@ constexpr const char* kSweepFooter =
 Example: fovea sweep --preset llama-3-8b --quick --json s.json && python3 tools/plot_sweep.py s.json)";
 
 void AddSweepOptions(CLI::App* sweep, SweepOptions* o) {
-  sweep->add_option("--op", o->op, "prefill (many queries), decode (one), or both, the default")->type_name("OPS");
+  sweep->add_option("--op", o->op, "prefill (many queries), decode (one); both are the default; layer: a whole one, by its stages")->type_name("OPS");
   sweep->add_option("--lengths", o->lengths, "prefill: queries and keys; decode: keys")->type_name("LIST");
   sweep->add_option("--head-dims", o->head_dims, "default 64,128")->type_name("LIST");
   sweep->add_option("--heads", o->heads, "query heads, or query/kv heads; default 8 for prefill, 32/8 for decode")
@@ -141,6 +190,11 @@ int Main(int argc, char** argv) {
   attend->footer(kAttendFooter);
   AddAttendOptions(attend, &options);
 
+  LayerOptions layer_options;
+  CLI::App* layer = app.add_subcommand("layer", kLayerHelp);
+  layer->footer(kLayerFooter);
+  AddLayerOptions(layer, &layer_options);
+
   SweepOptions sweep_options;
   CLI::App* sweep = app.add_subcommand("sweep", kSweepHelp);
   sweep->footer(kSweepFooter);
@@ -155,8 +209,9 @@ int Main(int argc, char** argv) {
     throw InputError(error.what());
   }
   if (app.get_subcommands().empty())
-    throw InputError("a subcommand is wanted: info, attend or sweep; --help says more");
+    throw InputError("a subcommand is wanted: info, attend, layer or sweep; --help says more");
   if (sweep->parsed()) return RunSweep(sweep_options);
+  if (layer->parsed()) return RunLayer(layer_options);
   return attend->parsed() ? RunAttend(options) : RunInfo(json, roofline);
 }
 

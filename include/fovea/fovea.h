@@ -516,6 +516,127 @@ FOVEA_API fovea_status fovea_kv_append_params_init(fovea_kv_append_params* param
  * append_paged_kv_cache (block_table). */
 FOVEA_API fovea_status fovea_kv_append(const fovea_kv_append_params* params, const fovea_exec* exec);
 
+/* ---- The multi-head layer ----------------------------------------------------------------------------------------- */
+
+/* A transformer's attention layer over new tokens:
+ *
+ *   q = x Wq^T + bq,  k = x_kv Wk^T + bk,  v = x_kv Wv^T + bv      x_kv is x itself unless given; split into heads
+ *   q, k = RMS norm of each head's columns                         where q_norm, k_norm are given
+ *   q, k = rotated                                                 where rope is given
+ *   k and v are appended to the cache, where one is given          rounded to its dtypes; attention then reads the cache
+ *   o = attention(q, k, v)                                         every option of fovea_attention_params
+ *   y = concat(heads of o) Wo^T + bo
+ *
+ * RMS norm: x[d] / sqrt(mean_d x[d]^2 + norm_eps) * norm[d]. q, k, v, o are f32 in the workspace; y and the cache are rounded
+ * once. Sources: Vaswani et al. 2017, "Attention is all you need", sec. 3.2.2; GQA, Ainslie et al. 2023; norms of q and k,
+ * Henry et al. 2020, and Qwen3.
+ *
+ * Positions. Self-attention (no x_kv): row i of sequence b stands at kv_starts[b] + i (0 + i without a cache), for causality,
+ * windows, ALiBi and, unless rope says otherwise, RoPE. With x_kv: as attention's q_align and q_offset(s) say; no rope.
+ *
+ * Keys. Without a cache: the rows of x or x_kv, of which kv_lens may leave the first so many. With one: all rows of a
+ * sequence, those it held (kv_starts) and the new ones. */
+typedef struct fovea_mha_params {
+  uint64_t struct_size; /* set by fovea_mha_params_init */
+
+  int64_t batch;
+  int64_t q_len;       /* rows that x and y hold per sequence; lengths as in fovea_attention_params */
+  int64_t d_model;     /* columns of x */
+  int64_t d_out;       /* columns of y; 0 means d_model */
+  int64_t num_q_heads;
+  int64_t num_kv_heads;
+  int64_t head_dim;
+  int64_t v_head_dim;  /* 0 means head_dim */
+
+  /* Every tensor and cache is F32, BF16 or F16, each its own. stride_head of x, x_kv and y, and stride_batch of weights, are not
+   * read. An output (y, the caches, and attention's lse and scores) overlaps nothing. */
+  fovea_tensor x; /* [batch][q_len][d_model] */
+  fovea_tensor y; /* output, [batch][q_len][d_out]; rows past a sequence's q_len are not written */
+
+  const int32_t* q_lens;       /* optional [batch]. Rows past them are projected all the same, and then dropped: pack */
+  const int32_t* cu_seqlens_q; /* optional [batch + 1], packed x and y: [total_q][d_model] */
+  int64_t total_q;             /* rows of the packed x and y; 0 without cu_seqlens_q */
+
+  /* Cross attention: keys and values are made of x_kv. kv_len may be 0 (nothing new: an encoder's cache is attended to).
+   * Without x_kv, d_kv, kv_len, cu_seqlens_kv and total_kv are 0, and kv_lens[b] <= q_len, without a cache only, are the rows of
+   * x that are keys (padding behind them is none). */
+  fovea_tensor x_kv;            /* optional, [batch][kv_len][d_kv] */
+  int64_t d_kv;                 /* columns of x_kv; 0 means d_model */
+  int64_t kv_len;               /* rows that x_kv holds per sequence */
+  const int32_t* kv_lens;       /* optional [batch] */
+  const int32_t* cu_seqlens_kv; /* optional [batch + 1], packed x_kv: [total_kv][d_kv] */
+  int64_t total_kv;
+
+  /* Weights as torch.nn.Linear's, [out][in], rows of heads one after another. Either wq, wk, wv, or w_qkv: the rows of the
+   * three in this order (torch.nn.MultiheadAttention.in_proj_weight; d_kv = d_model), which is one projection instead of three,
+   * with the same bits. Biases [out], contiguous, each optional; b_qkv with w_qkv only. */
+  fovea_tensor wq;    /* [num_q_heads * head_dim][d_model] */
+  fovea_tensor wk;    /* [num_kv_heads * head_dim][d_kv] */
+  fovea_tensor wv;    /* [num_kv_heads * v_head_dim][d_kv] */
+  fovea_tensor w_qkv; /* [(num_q_heads + num_kv_heads) * head_dim + num_kv_heads * v_head_dim][d_model] */
+  fovea_tensor wo;    /* [d_out][num_q_heads * v_head_dim] */
+  fovea_tensor bq;
+  fovea_tensor bk;
+  fovea_tensor bv;
+  fovea_tensor b_qkv;
+  fovea_tensor bo;
+
+  fovea_tensor q_norm; /* optional, [head_dim], contiguous, for all query heads */
+  fovea_tensor k_norm; /* optional, likewise for kv heads */
+  float norm_eps;      /* 1e-6 by init; not negative, finite */
+  int32_t reserved;    /* 0 */
+
+  /* Optional: rotates q and k. rotary_dim, tables, interleaved and positions are read; of positions none means kv_starts (0
+   * without a cache). Its other fields must be 0, as in fovea_kv_append_params. */
+  const fovea_rope_params* rope;
+
+  /* Optional, both: the cache, as in fovea_kv_append_params; paged with block_table. kv_starts may be NULL for an empty one. */
+  fovea_tensor k_cache;     /* output and input; [batch][num_kv_heads][capacity][head_dim] or pages */
+  fovea_tensor v_cache;
+  const int32_t* kv_starts; /* [batch] */
+  int64_t capacity;         /* 0 for a paged cache */
+  const int32_t* block_table;
+  int64_t block_table_stride;
+  int64_t num_pages;
+  int64_t page_size;
+
+  /* Optional: the options of attention: scale, causal, window_left/right, logits_soft_cap, mask, bias and their fields,
+   * alibi_slopes, sinks, q_positions, kv_positions, and lse and scores as outputs; with x_kv also q_align, q_offset(s). What this
+   * struct says (batch, heads, lengths, dims, q, k, v, out, pages; without x_kv q_align and q_offset(s) too) must be 0. kv_len is
+   * capacity (block_table_stride * page_size) here where there is a cache: columns of mask, unless mask_kv_len, and scores. */
+  const fovea_attention_params* attention;
+} fovea_mha_params;
+
+FOVEA_API fovea_status fovea_mha_params_init(fovea_mha_params* params, size_t size); /* zeroes, sets struct_size and norm_eps */
+
+/* Bytes of exec->workspace that fovea_mha_forward needs for these extents, strides, dtypes, options, threads, flags and the chosen
+ * target; reads lengths, no tensor's data. Monotone in every length and in batch. It grows with kv_len only in cross attention. */
+FOVEA_API fovea_status fovea_mha_workspace_size(const fovea_mha_params* params, const fovea_exec* exec, size_t* bytes);
+
+/* Every argument is checked before anything is written. The same bits for any number of threads, any executor, any strides, paged or
+ * contiguous, packed or separate weights. Calls of up to 8 tokens (of the whole batch) are projected by another kernel than larger ones, and attention has
+ * its own for few rows: with FOVEA_BATCH_INVARIANT a token's bits depend on neither, so decoding step by step equals one causal pass. NaN in a
+ * token of x reaches its own row of y, the rows that attend to it, and its place in the cache. */
+FOVEA_API fovea_status fovea_mha_forward(const fovea_mha_params* params, const fovea_exec* exec);
+
+typedef struct fovea_mha_info {
+  uint64_t struct_size;
+  char target[32];
+  char kernels[160];        /* of attention, as in fovea_attention_info */
+  int32_t num_threads;
+  int32_t reserved;
+  uint64_t workspace_bytes;
+  double qkv_flop;          /* of the projections to q, k and v, all rows that are computed */
+  double attention_flop;    /* useful, as in fovea_attention_info */
+  double out_flop;
+  double weight_bytes;      /* of all weights and biases, read once */
+  double kv_bytes;          /* of the keys and values that attention reads, once */
+} fovea_mha_info;
+
+FOVEA_API fovea_status fovea_mha_info_init(fovea_mha_info* info, size_t size);
+/* Checks params as fovea_mha_forward does, and fills info. */
+FOVEA_API fovea_status fovea_mha_describe(const fovea_mha_params* params, const fovea_exec* exec, fovea_mha_info* info);
+
 /* ---- Targets (instruction sets) ----------------------------------------------------------------------------------- */
 
 typedef struct fovea_target_info {

@@ -21,7 +21,7 @@ WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werr
 
 def readme_examples():
     readme = (root / "README.md").read_text()
-    for language, names in (("c", ["example.c", "shared_prefix.c"]), ("cpp", ["example.cpp"])):
+    for language, names in (("c", ["example.c", "decode_loop.c", "shared_prefix.c"]), ("cpp", ["example.cpp"])):
         blocks = re.findall(rf"^```{language}\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
         equal(blocks, [(here / name).read_text() for name in names], f"the ```{language} blocks of README.md")
 
@@ -47,7 +47,11 @@ def main():
     def by_pkg_config(name, compiler, standard):
         flags = command("pkg-config", f"--define-variable=prefix={prefix}", "--cflags", "--libs", "fovea", env=env)
         command(compiler, standard, *WARNINGS, here / name, "-o", work / "by_pkg_config", *flags.split())
-        command(work / "by_pkg_config", env=env)
+        return command(work / "by_pkg_config", env=env)
+
+    def decode_loop():
+        """One token for each row of the cache from the prompt's last on."""
+        equal(len(by_pkg_config("decode_loop.c", cc, "-std=c99").split()), 62, "tokens")
 
     def by_cmake():
         command("cmake", "-S", here / "cmake", "-B", work / "cmake", "-DCMAKE_PREFIX_PATH=" + str(prefix), env=env)
@@ -80,6 +84,7 @@ def main():
         checks.run("consumers: meson install", lambda: libraries.append(install()))
         if libraries:
             checks.run("consumers: C, pkg-config", by_pkg_config, "example.c", cc, "-std=c99")
+            checks.run("consumers: C, decode loop, pkg-config", decode_loop)
             checks.run("consumers: C, shared prefix, pkg-config", by_pkg_config, "shared_prefix.c", cc, "-std=c99")
             checks.run("consumers: C++, pkg-config", by_pkg_config, "example.cpp", cxx, "-std=c++17")
             checks.run("consumers: C++, CMake find_package", by_cmake)

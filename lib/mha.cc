@@ -1,0 +1,327 @@
+#include "lib/mha.h"
+
+#include <cstdio>
+#include <cstring>
+
+#include "lib/carver.h"
+#include "lib/error.h"
+#include "lib/fp_env.h"
+#include "lib/kv_append.h"
+#include "lib/linear.h"
+#include "lib/pages.h"
+#include "lib/rope.h"
+#include "lib/run.h"
+
+namespace fovea {
+namespace {
+
+bool IsGiven(const fovea_tensor& t) { return t.dtype != FOVEA_DTYPE_NONE; }
+
+// Floats between rows in the workspace: rows whose distance is near a multiple of 4 KB fall on few L1 sets, and attention would copy K and V.
+int64_t Pitch(int64_t columns) {
+  const int64_t pitch = RoundUp(columns, 16);
+  return Aliases(pitch * int64_t{sizeof(float)}) ? pitch + 32 : pitch;
+}
+
+fovea_tensor Matrix(void* data, fovea_dtype dtype, int64_t stride_row) {
+  fovea_tensor t = {};
+  t.data = data;
+  t.dtype = dtype;
+  t.stride_row = stride_row;
+  return t;
+}
+
+// Rows of x or y of all sequences as one matrix: whether they lie at one distance, and which.
+bool RowsAtOneStride(const fovea_tensor& t, int64_t batch, int64_t len, bool packed, int64_t* stride_row) {
+  *stride_row = packed || batch == 1 || len > 1 ? t.stride_row : t.stride_batch;
+  return packed || batch == 1 || len <= 1 || t.stride_batch == len * t.stride_row;
+}
+
+// Where q, k, v, heads' outputs and what else lies in the workspace. q, k and v are columns of one matrix in self-attention.
+struct MhaPlan {
+  int64_t q_rows, kv_rows;            // that are projected
+  int64_t q_pitch, kv_pitch, o_pitch;  // floats between rows
+  float *q, *k, *v, *o;
+  float *q_norm, *k_norm;  // as f32
+  int32_t* kv_lens;        // with a cache
+  char *x, *x_kv, *y;      // rows at one stride, where the caller's are not
+  char *linear, *attention;
+  size_t linear_bytes, attention_bytes;
+};
+
+// The projections before attention (at most 3), and the one behind it.
+struct Projections {
+  fovea_linear_params before[3];
+  int n;
+  fovea_linear_params after;
+};
+
+int64_t QColumns(const fovea_mha_params& p) { return p.num_q_heads * p.head_dim; }
+int64_t KColumns(const fovea_mha_params& p) { return p.num_kv_heads * p.head_dim; }
+int64_t VColumns(const fovea_mha_params& p) { return p.num_kv_heads * p.v_head_dim; }
+int64_t OColumns(const fovea_mha_params& p) { return p.num_q_heads * p.v_head_dim; }
+
+// x or x_kv as a matrix: where it lies, or its copy.
+fovea_tensor RowsOf(const fovea_tensor& t, char* copy, int64_t batch, int64_t len, bool packed, int64_t columns) {
+  int64_t stride_row;
+  if (RowsAtOneStride(t, batch, len, packed, &stride_row)) return Matrix(t.data, t.dtype, stride_row);
+  return Matrix(copy, t.dtype, columns);
+}
+
+fovea_tensor XRows(const fovea_mha_params& p, const MhaPlan& plan) {
+  return RowsOf(p.x, plan.x, p.batch, p.q_len, p.cu_seqlens_q != nullptr, p.d_model);
+}
+fovea_tensor XKvRows(const fovea_mha_params& p, const MhaPlan& plan) {
+  return RowsOf(p.x_kv, plan.x_kv, p.batch, p.kv_len, p.cu_seqlens_kv != nullptr, p.d_kv);
+}
+// Rows past a sequence's q_len must not be written.
+fovea_tensor YRows(const fovea_mha_params& p, const MhaPlan& plan) {
+  if (p.q_lens) return Matrix(plan.y, p.y.dtype, p.d_out);
+  return RowsOf(p.y, plan.y, p.batch, p.q_len, p.cu_seqlens_q != nullptr, p.d_out);
+}
+
+// `rows` rows of a weight from row `first`, and of its bias.
+fovea_linear_params Projection(int64_t tokens, int64_t in, const fovea_tensor& x, const fovea_tensor& w, const fovea_tensor& bias,
+                               int64_t first, int64_t rows, const fovea_tensor& y) {
+  const auto from = [](const fovea_tensor& t, int64_t elements) {
+    fovea_tensor part = t;
+    if (part.data) part.data = static_cast<char*>(part.data) + elements * DtypeBytes(t.dtype);
+    return part;
+  };
+  fovea_linear_params p = {};
+  p.struct_size = sizeof p;
+  p.tokens = tokens;
+  p.in_features = in;
+  p.out_features = rows;
+  p.x = x;
+  p.w = from(w, first * w.stride_row);
+  p.bias = from(bias, first);
+  p.y = y;
+  return p;
+}
+
+Projections MakeProjections(const fovea_mha_params& p, const MhaPlan& plan) {
+  const bool cross = IsGiven(p.x_kv), packed = IsGiven(p.w_qkv);
+  const int64_t q = QColumns(p), k = KColumns(p), v = VColumns(p);
+  const fovea_tensor x = XRows(p, plan), x_kv = cross ? XKvRows(p, plan) : x;
+  const fovea_tensor to_q = Matrix(plan.q, FOVEA_F32, plan.q_pitch), to_k = Matrix(plan.k, FOVEA_F32, plan.kv_pitch);
+  Projections all = {};
+  if (packed && !cross) {
+    all.before[all.n++] = Projection(plan.q_rows, p.d_model, x, p.w_qkv, p.b_qkv, 0, q + k + v, to_q);
+  } else if (packed) {
+    all.before[all.n++] = Projection(plan.q_rows, p.d_model, x, p.w_qkv, p.b_qkv, 0, q, to_q);
+    all.before[all.n++] = Projection(plan.kv_rows, p.d_kv, x_kv, p.w_qkv, p.b_qkv, q, k + v, to_k);
+  } else {
+    all.before[all.n++] = Projection(plan.q_rows, p.d_model, x, p.wq, p.bq, 0, q, to_q);
+    all.before[all.n++] = Projection(plan.kv_rows, p.d_kv, x_kv, p.wk, p.bk, 0, k, to_k);
+    all.before[all.n++] = Projection(plan.kv_rows, p.d_kv, x_kv, p.wv, p.bv, 0, v, Matrix(plan.v, FOVEA_F32, plan.kv_pitch));
+  }
+  all.after = Projection(plan.q_rows, OColumns(p), Matrix(plan.o, FOVEA_F32, plan.o_pitch), p.wo, p.bo, 0, p.d_out, YRows(p, plan));
+  return all;
+}
+
+// Heads of a matrix in the workspace, as attention and RoPE see them.
+fovea_tensor Heads(float* data, int64_t dim, int64_t pitch, int64_t len, bool packed) {
+  fovea_tensor t = Matrix(data, FOVEA_F32, pitch);
+  t.stride_batch = packed ? 0 : len * pitch;
+  t.stride_head = dim;
+  return t;
+}
+
+void SetHeads(const fovea_mha_params& p, const MhaPlan& plan, fovea_attention_params* a) {
+  const bool packed = p.cu_seqlens_q != nullptr, cross = IsGiven(p.x_kv), kv_packed = cross ? p.cu_seqlens_kv != nullptr : packed;
+  const int64_t kv_len = cross ? p.kv_len : p.q_len;
+  a->q = Heads(plan.q, p.head_dim, plan.q_pitch, p.q_len, packed);
+  a->out = Heads(plan.o, p.v_head_dim, plan.o_pitch, p.q_len, packed);
+  a->k = Heads(plan.k, p.head_dim, plan.kv_pitch, kv_len, kv_packed);
+  a->v = Heads(plan.v, p.v_head_dim, plan.kv_pitch, kv_len, kv_packed);
+}
+
+// With c's memory null the pointers are meaningless and c->used() is the size. Copies of x and y are counted where they may be needed for
+// some length: the size is monotone.
+fovea_status Layout(const MhaCall& call, Carver* c, MhaPlan* plan) {
+  const fovea_mha_params& p = call.p;
+  const bool cross = IsGiven(p.x_kv), cache = IsGiven(p.k_cache);
+  const int64_t q = QColumns(p), k = KColumns(p), v = VColumns(p);
+  const auto copy = [&](const fovea_tensor& t, int64_t rows, int64_t columns, bool wanted) {
+    return wanted ? c->Take<char>(rows * columns * DtypeBytes(t.dtype)) : nullptr;
+  };
+  plan->q_rows = p.cu_seqlens_q ? p.total_q : p.batch * p.q_len;
+  plan->kv_rows = !cross ? plan->q_rows : p.cu_seqlens_kv ? p.total_kv : p.batch * p.kv_len;
+  plan->q_pitch = Pitch(cross ? q : q + k + v);
+  plan->kv_pitch = cross ? Pitch(k + v) : plan->q_pitch;
+  plan->o_pitch = Pitch(OColumns(p));
+  plan->q = c->Take<float>(plan->q_rows * plan->q_pitch);
+  float* const kv = cross ? c->Take<float>(plan->kv_rows * plan->kv_pitch) : plan->q;
+  plan->k = kv && !cross ? kv + q : kv;
+  plan->v = plan->k ? plan->k + k : nullptr;
+  plan->o = c->Take<float>(plan->q_rows * plan->o_pitch);
+  plan->q_norm = c->Take<float>(IsGiven(p.q_norm) ? p.head_dim : 0);
+  plan->k_norm = c->Take<float>(IsGiven(p.k_norm) ? p.head_dim : 0);
+  plan->kv_lens = c->Take<int32_t>(cache ? p.batch : 0);
+  plan->x = copy(p.x, plan->q_rows, p.d_model, !p.cu_seqlens_q && p.batch > 1 && p.q_len > 1);
+  plan->x_kv = copy(p.x_kv, plan->kv_rows, p.d_kv, cross && !p.cu_seqlens_kv && p.batch > 1 && p.kv_len > 1);
+  plan->y = copy(p.y, plan->q_rows, p.d_out, p.q_lens || (!p.cu_seqlens_q && p.batch > 1 && p.q_len > 1));
+  const Projections projections = MakeProjections(p, *plan);
+  plan->linear_bytes = 0;
+  for (int i = 0; i <= projections.n; ++i) {
+    size_t bytes = 0;
+    const fovea_linear_params& linear = i < projections.n ? projections.before[i] : projections.after;
+    const fovea_status status = LinearWorkspaceBytes(linear, call.flags, *call.target, call.workers, &bytes);
+    if (status != FOVEA_OK) return status;
+    plan->linear_bytes = bytes > plan->linear_bytes ? bytes : plan->linear_bytes;
+  }
+  const fovea_status status = WorkspaceBytes(call.attention, call.flags, *call.target, call.workers, &plan->attention_bytes);
+  if (status != FOVEA_OK) return status;
+  plan->linear = c->Take<char>(static_cast<int64_t>(plan->linear_bytes));
+  plan->attention = c->Take<char>(static_cast<int64_t>(plan->attention_bytes));
+  return c->overflow() ? Fail(FOVEA_ERR_INVALID_ARGUMENT, "batch, lengths and dims: the workspace overflows size_t") : FOVEA_OK;
+}
+
+// Attention's tensors and lengths, and the checks that need them.
+fovea_status Bind(MhaCall* call, const MhaPlan& plan) {
+  fovea_mha_params& p = call->p;
+  fovea_attention_params& a = call->attention;
+  if (IsGiven(p.k_cache)) {
+    const fovea_kv_append_params append = MhaAppend(p);
+    for (int64_t b = 0; b < p.batch; ++b) {
+      plan.kv_lens[b] = static_cast<int32_t>((p.kv_starts ? p.kv_starts[b] : 0) + QLen(append, b));
+    }
+    SetHeads(p, plan, &a);
+    a.k = p.k_cache;
+    a.v = p.v_cache;
+    a.kv_lens = plan.kv_lens;
+  } else {
+    SetHeads(p, plan, &a);
+  }
+  const fovea_status status = CheckMhaAttention(&p, &call->rope, &a);
+  return status == FOVEA_OK ? CheckPages(a) : status;
+}
+
+// Copies rows of a padded tensor to or from rows that follow one another, those of q_lens only where it is given.
+void CopyRows(const fovea_exec& exec, const fovea_tensor& padded, char* dense, bool to_dense, int64_t batch, int64_t len,
+              const int32_t* lens, int64_t columns) {
+  const int64_t element = DtypeBytes(padded.dtype), bytes = columns * element, rows = batch * len;
+  const int32_t workers = WorkersForBytes(exec, static_cast<double>(rows) * static_cast<double>(bytes));
+  const int64_t tasks = NumTasks(workers, rows);
+  ParallelFor(exec, workers, tasks, [&](int32_t, int64_t n) {
+    for (int64_t row = rows * n / tasks; row < rows * (n + 1) / tasks; ++row) {
+      const int64_t b = row / len, i = row % len;
+      if (lens && i >= lens[b]) continue;
+      char* const at = static_cast<char*>(padded.data) + (b * padded.stride_batch + i * padded.stride_row) * element;
+      std::memcpy(to_dense ? dense + row * bytes : at, to_dense ? at : dense + row * bytes, static_cast<size_t>(bytes));
+    }
+  });
+}
+
+void Normalize(const MhaCall& call, const fovea_exec& exec, const fovea_tensor& weight, float* buffer, float* x, int64_t heads, int64_t rows,
+               int64_t pitch) {
+  const int64_t dim = call.p.head_dim;
+  for (int64_t c = 0; c < dim; ++c) buffer[c] = LoadElement(weight.dtype, weight.data, c);
+  const int32_t workers = WorkersForBytes(exec, 8.0 * static_cast<double>(rows) * static_cast<double>(heads * dim));
+  const int64_t tasks = NumTasks(workers, rows);
+  ParallelFor(exec, workers, tasks, [&](int32_t, int64_t n) {
+    const FpEnvScope env;
+    for (int64_t row = rows * n / tasks; row < rows * (n + 1) / tasks; ++row) {
+      call.target->table->rms_norm(buffer, call.p.norm_eps, heads, dim, x + row * pitch);
+    }
+  });
+}
+
+}  // namespace
+
+fovea_status PrepareMha(const fovea_mha_params* user, CheckData data, uint32_t flags, const Target& target, int32_t workers, MhaCall* call) {
+  call->flags = flags;
+  call->target = &target;
+  call->workers = workers;
+  fovea_attention_params a;
+  fovea_status status = CheckMha(user, data, &call->p, &call->rope, &a);
+  if (status != FOVEA_OK) return status;
+  const fovea_mha_params& p = call->p;
+  MhaPlan plan = {};
+  const bool cross = IsGiven(p.x_kv);
+  plan.q_pitch = Pitch(cross ? QColumns(p) : QColumns(p) + KColumns(p) + VColumns(p));
+  plan.kv_pitch = cross ? Pitch(KColumns(p) + VColumns(p)) : plan.q_pitch;
+  plan.o_pitch = Pitch(OColumns(p));
+  SetHeads(p, plan, &a);
+  if (IsGiven(p.k_cache)) a.k = p.k_cache, a.v = p.v_cache;
+  const FpEnvScope env;  // the default scale is computed here
+  return CheckParams(&a, CheckData::kNo, &call->attention);
+}
+
+fovea_status MhaWorkspaceBytes(const MhaCall& call, size_t* bytes) {
+  Carver c(nullptr);
+  MhaPlan plan = {};
+  const fovea_status status = Layout(call, &c, &plan);
+  *bytes = c.used() + kAlign;  // the caller's memory has any alignment
+  return status;
+}
+
+fovea_status RunMha(MhaCall* call, const fovea_exec& exec, void* workspace) {
+  const fovea_mha_params& p = call->p;
+  Carver c(AlignUp(workspace));
+  MhaPlan plan = {};
+  fovea_status status = Layout(*call, &c, &plan);
+  if (status == FOVEA_OK) status = Bind(call, plan);
+  fovea_plan* attention = nullptr;
+  if (status == FOVEA_OK) {
+    status = BuildPlan(call->attention, call->flags, *call->target, call->workers, plan.attention, plan.attention_bytes, &attention);
+  }
+  if (status != FOVEA_OK) return status;
+
+  // From here on nothing can fail. Of a packed tensor only the rows that sequences have.
+  const bool cross = IsGiven(p.x_kv);
+  if (p.cu_seqlens_q) plan.q_rows = p.cu_seqlens_q[p.batch];
+  plan.kv_rows = !cross ? plan.q_rows : p.cu_seqlens_kv ? p.cu_seqlens_kv[p.batch] : plan.kv_rows;
+  const Projections projections = MakeProjections(p, plan);
+  if (plan.x && XRows(p, plan).data == plan.x) CopyRows(exec, p.x, plan.x, true, p.batch, p.q_len, nullptr, p.d_model);
+  if (plan.x_kv && XKvRows(p, plan).data == plan.x_kv) CopyRows(exec, p.x_kv, plan.x_kv, true, p.batch, p.kv_len, nullptr, p.d_kv);
+  for (int i = 0; i < projections.n; ++i) RunLinear(projections.before[i], exec, *call->target, call->workers, plan.linear);
+
+  if (IsGiven(p.q_norm)) Normalize(*call, exec, p.q_norm, plan.q_norm, plan.q, p.num_q_heads, plan.q_rows, plan.q_pitch);
+  if (IsGiven(p.k_norm)) Normalize(*call, exec, p.k_norm, plan.k_norm, plan.k, p.num_kv_heads, plan.kv_rows, plan.kv_pitch);
+
+  fovea_rope_params k_rope = call->rope;
+  const bool cache = IsGiven(p.k_cache), packed = p.cu_seqlens_q != nullptr;
+  if (p.rope) {
+    call->rope.x = call->rope.out = call->attention.q;
+    RunRope(*call->target, call->rope, exec);
+    k_rope.num_heads = p.num_kv_heads;
+    k_rope.x = k_rope.out = Heads(plan.k, p.head_dim, plan.kv_pitch, p.q_len, packed);
+    if (!cache) RunRope(*call->target, k_rope, exec);
+  }
+  if (cache) {
+    const bool kv_packed = cross ? p.cu_seqlens_kv != nullptr : packed;
+    fovea_kv_append_params append = MhaAppend(p);
+    append.k_new = Heads(plan.k, p.head_dim, plan.kv_pitch, append.q_len, kv_packed);
+    append.v_new = Heads(plan.v, p.v_head_dim, plan.kv_pitch, append.q_len, kv_packed);
+    append.rope = p.rope ? &k_rope : nullptr;
+    RunKvAppend(*call->target, append, exec);
+  }
+  RunPlan(*attention, call->attention, exec);
+  RunLinear(projections.after, exec, *call->target, call->workers, plan.linear);
+  if (plan.y && YRows(p, plan).data == plan.y) CopyRows(exec, p.y, plan.y, false, p.batch, p.q_len, p.q_lens, p.d_out);
+  return FOVEA_OK;
+}
+
+fovea_status DescribeMha(MhaCall* call, void* workspace, fovea_attention_params* attention, fovea_mha_info* info) {
+  const fovea_mha_params& p = call->p;
+  Carver c(AlignUp(workspace));
+  MhaPlan plan = {};
+  fovea_status status = Layout(*call, &c, &plan);
+  if (status == FOVEA_OK) status = Bind(call, plan);
+  if (status != FOVEA_OK) return status;
+  *attention = call->attention;
+  const Projections projections = MakeProjections(p, plan);
+  info->qkv_flop = info->out_flop = info->weight_bytes = 0;
+  for (int i = 0; i <= projections.n; ++i) {
+    const fovea_linear_params& l = i < projections.n ? projections.before[i] : projections.after;
+    const double weights = static_cast<double>(l.in_features) * static_cast<double>(l.out_features);
+    (i < projections.n ? info->qkv_flop : info->out_flop) += 2.0 * static_cast<double>(l.tokens) * weights;
+    info->weight_bytes += weights * static_cast<double>(DtypeBytes(l.w.dtype)) +
+                          static_cast<double>(l.out_features) * static_cast<double>(DtypeBytes(l.bias.dtype));
+  }
+  return FOVEA_OK;
+}
+
+}  // namespace fovea
