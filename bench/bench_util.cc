@@ -30,17 +30,18 @@ std::string Name(const Shape& s) {
   const auto number = [](int64_t n) { return std::to_string(n); };
   std::string dtype = fovea_dtype_str(s.dtype);
   for (char& c : dtype) c = static_cast<char>(std::tolower(static_cast<unsigned char>(c)));
+  const bool decode = s.op == "decode" || (s.op == "layer" && s.q_len == 1);
   std::string name = s.op + "/" + dtype + "/d" + number(s.head_dim);
-  if (s.op != "decode" && s.q_len == s.kv_len) {
+  if (!decode && s.q_len == s.kv_len) {
     name += "/s" + number(s.q_len);
   } else {
-    if (s.op != "decode" || s.q_len != 1) name += "/q" + number(s.q_len);
+    if (!decode || s.q_len != 1) name += "/q" + number(s.q_len);
     name += "/kv" + number(s.kv_len);
   }
   name += "/h" + number(s.num_q_heads);
-  if (s.op == "decode" || s.num_kv_heads != s.num_q_heads) name += "x" + number(s.num_kv_heads);
+  if (decode || s.num_kv_heads != s.num_q_heads) name += "x" + number(s.num_kv_heads);
   if (s.batch != 1) name += "/b" + number(s.batch);
-  if (s.causal && s.op != "decode") name += "/causal";
+  if (s.causal && !decode) name += "/causal";
   if (s.window) name += "/window" + number(s.window);
   if (s.soft_cap > 0) name += "/cap" + number(static_cast<int64_t>(s.soft_cap));
   if (s.bias) name += "/bias";

@@ -12,6 +12,7 @@ namespace {
 
 // Weights beyond this share memory: 1 GB.
 constexpr int64_t kMostWeights = int64_t{1} << 28;
+constexpr double kRopeBase = 500000;
 
 void Want(fovea_status status) {
   if (status != FOVEA_OK) throw std::runtime_error(fovea_last_error());
@@ -46,7 +47,7 @@ LayerCase::LayerCase(const LayerShape& shape) : shape_(shape) {
   cos_ = NewFloats(s.kv_len * (d / 2)), sin_ = NewFloats(s.kv_len * (d / 2));
   fovea_rope_tables_params tables;
   Want(fovea_rope_tables_params_init(&tables, sizeof tables));
-  tables.rotary_dim = d / 2 * 2, tables.num_positions = s.kv_len, tables.base = 500000;
+  tables.rotary_dim = d / 2 * 2, tables.num_positions = s.kv_len, tables.base = kRopeBase;
   tables.cos = Rows(cos_, s.kv_len, d / 2), tables.sin = Rows(sin_, s.kv_len, d / 2);
   Want(fovea_rope_tables(&tables, &exec_));
   AddWeights();
@@ -83,8 +84,7 @@ LayerCase::LayerCase(const LayerShape& shape) : shape_(shape) {
   mha_.x = linear_[0].x, mha_.y = linear_[3].y;
   mha_.wq = linear_[0].w, mha_.wk = linear_[1].w, mha_.wv = linear_[2].w, mha_.wo = linear_[3].w;
   mha_.k_cache = append_.k_cache, mha_.v_cache = append_.v_cache, mha_.kv_starts = &start_, mha_.capacity = s.kv_len;
-  fovea_rope_params* const rope = &k_rope_;
-  mha_.rope = rope, mha_.attention = &options_;
+  mha_.rope = &k_rope_, mha_.attention = &options_;
 
   size_t bytes = 0, one = 0;
   for (const fovea_linear_params& linear : linear_) {
@@ -160,60 +160,75 @@ double LayerCase::Run(int stage) {
   return seconds;
 }
 
-// The largest error of some elements, relative to the sum of their products' magnitudes.
-double LayerCase::CheckProjection(const fovea_linear_params& p) const {
+void LayerCase::Errors::Add(double our, double plain) {
+  if (!(our <= ours)) ours = our;  // NaN stays
+  naive = std::max(naive, plain);
+}
+
+// Relative to the sum of the products' magnitudes.
+LayerCase::Errors LayerCase::CheckProjection(const fovea_linear_params& p) const {
   const float *x = static_cast<const float*>(p.x.data), *w = static_cast<const float*>(p.w.data), *y = static_cast<const float*>(p.y.data);
-  double largest = 0;
+  Errors errors;
   for (int64_t n = 0; n < 200; ++n) {
     const int64_t t = n * 37 % p.tokens, o = n * 61 % p.out_features;
     double want = 0, magnitude = 1e-30;
+    float naive = 0;
     for (int64_t i = 0; i < p.in_features; ++i) {
-      const double product = static_cast<double>(x[t * p.in_features + i]) * static_cast<double>(w[o * p.in_features + i]);
+      const float a = x[t * p.in_features + i], b = w[o * p.in_features + i];
+      const double product = static_cast<double>(a) * static_cast<double>(b);
+      naive += a * b;
       want += product;
       magnitude += std::fabs(product);
     }
-    const double error = std::fabs(static_cast<double>(y[t * p.out_features + o]) - want) / magnitude;
-    if (!(error <= largest)) largest = error;  // NaN stays
+    errors.Add(std::fabs(static_cast<double>(y[t * p.out_features + o]) - want) / magnitude,
+               std::fabs(static_cast<double>(naive) - want) / magnitude);
   }
-  return largest;
+  return errors;
 }
 
-// Of some keys in the cache, rotated, relative to their pair's size.
-double LayerCase::CheckKeys() const {
+// Of the first of a rotated pair in the cache, relative to the pair's size.
+LayerCase::Errors LayerCase::CheckKeys() const {
   const Shape& s = shape_.attention;
   const int64_t d = s.head_dim, half = d / 2, heads = s.num_kv_heads;
-  double largest = 0;
+  Errors errors;
   for (int64_t n = 0; n < 200; ++n) {
     const int64_t i = n * 37 % s.q_len, h = n * 61 % heads, j = n * 13 % half, row = start_ + i;
     const float* const fresh = k_new_.get() + (i * heads + h) * d;
-    const float* const stored = k_.get() + (h * s.kv_len + row) * d;
-    const double a = static_cast<double>(fresh[j]), b = static_cast<double>(fresh[j + half]);
-    const double angle = static_cast<double>(row) * std::pow(500000.0, -static_cast<double>(j) / static_cast<double>(half));
-    const double error = std::hypot(static_cast<double>(stored[j]) - (a * std::cos(angle) - b * std::sin(angle)),
-                                    static_cast<double>(stored[j + half]) - (a * std::sin(angle) + b * std::cos(angle)));
-    if (!(error / (std::hypot(a, b) + 1e-30) <= largest)) largest = error / (std::hypot(a, b) + 1e-30);
+    const float a = fresh[j], b = fresh[j + half], stored = k_[static_cast<size_t>((h * s.kv_len + row) * d + j)];
+    const double angle = static_cast<double>(row) * std::pow(kRopeBase, -static_cast<double>(j) / static_cast<double>(half));
+    const double want = static_cast<double>(a) * std::cos(angle) - static_cast<double>(b) * std::sin(angle);
+    const float naive = a * static_cast<float>(std::cos(angle)) - b * static_cast<float>(std::sin(angle));
+    const double size = std::hypot(static_cast<double>(a), static_cast<double>(b)) + 1e-30;
+    errors.Add(std::fabs(static_cast<double>(stored) - want) / size, std::fabs(static_cast<double>(naive) - want) / size);
   }
-  return largest;
+  return errors;
 }
 
 // Of some rows of the first group of heads.
-double LayerCase::CheckAttention() const {
+LayerCase::Errors LayerCase::CheckAttention() const {
   fovea_attention_params p = attention_;
   p.num_q_heads /= p.num_kv_heads;
   p.num_kv_heads = 1;
   const fovea::AttentionCheck check = fovea::CheckAttention(p, std::max<int64_t>(1, p.q_len / 8) | 1);
   if (!check.passed()) throw std::runtime_error("wrong result: attention's error is " + std::to_string(check.out.ratio) + " of its bound");
-  return check.out.error;
+  Errors errors;
+  errors.Add(check.out.error, check.out.naive);
+  return errors;
 }
 
 void LayerCase::Check() {
   for (int stage = 0; stage < kWhole; ++stage) Run(stage);
-  for (int i = 0; i < 3; ++i) error_[0] = std::max(error_[0], CheckProjection(linear_[i]));
-  error_[1] = CheckKeys();
-  error_[2] = CheckAttention();
-  error_[3] = CheckProjection(linear_[3]);
+  for (int i = 0; i < 3; ++i) {
+    const Errors one = CheckProjection(linear_[i]);
+    errors_[0].Add(one.ours, one.naive);
+  }
+  errors_[1] = CheckKeys();
+  errors_[2] = CheckAttention();
+  errors_[3] = CheckProjection(linear_[3]);
   for (const int stage : {0, 1, 3}) {
-    if (!(error_[stage] < 1e-6)) throw std::runtime_error(std::string("wrong result: ") + kStageNames[stage] + ": relative error " + std::to_string(error_[stage]));
+    if (!(errors_[stage].ours < 1e-6)) {
+      throw std::runtime_error(std::string("wrong result: ") + kStageNames[stage] + ": relative error " + std::to_string(errors_[stage].ours));
+    }
   }
   const size_t count = static_cast<size_t>(shape_.attention.q_len * shape_.d_model);
   const std::vector<float> by_stages(y_.get(), y_.get() + count);
@@ -221,7 +236,7 @@ void LayerCase::Check() {
   Run(kWhole);
   if (std::memcmp(by_stages.data(), y_.get(), count * sizeof(float)) != 0)
     throw std::runtime_error("wrong result: the whole layer differs from its stages");
-  error_[kWhole] = std::max({error_[0], error_[2], error_[3]});
+  for (int stage = 0; stage < kWhole; ++stage) errors_[kWhole].Add(errors_[stage].ours, errors_[stage].naive);
 }
 
 double LayerCase::bytes(int stage) const {
@@ -238,8 +253,8 @@ void LayerCase::MeasureLimits(int stage, Round* round) const {
 
 Result LayerCase::Summarize(int stage, const std::vector<Round>& rounds) const {
   Result result = fovea_bench::Summarize(rounds, flop_[stage], bytes(stage), shape_.attention.q_len == 1);
-  result.max_err = error_[stage];
-  result.naive_err = 0;
+  result.max_err = errors_[stage].ours;
+  result.naive_err = errors_[stage].naive;
   return result;
 }
 

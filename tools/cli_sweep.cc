@@ -418,10 +418,10 @@ std::vector<Json> Measure(const Row& row, const SweepOptions& o) {
 void PrintRow(const Json& row) {
   const std::string name = row["name"];
   if (row.contains("error")) {
-    fmt::print("{:<52} {}\n", name, row["error"].get<std::string>());
+    fmt::print("{:<58} {}\n", name, row["error"].get<std::string>());
   } else {
     const auto number = [&](const char* key) { return row[key].get<double>(); };
-    fmt::print("{:<52} {:>10.3f} {:>9.1f} {:>6.1f}% {:>8.2f} {:>6.1f}% {:>9.1e} {:>9.1e}\n", name, number("time_s") * 1e3,
+    fmt::print("{:<58} {:>10.3f} {:>9.1f} {:>6.1f}% {:>8.2f} {:>6.1f}% {:>9.1e} {:>9.1e}\n", name, number("time_s") * 1e3,
                number("GFLOP/s"), number("fma_fraction") * 100, number("GB/s"), number("bandwidth_fraction") * 100,
                number("max_err"), number("naive_err"));
   }
@@ -487,7 +487,7 @@ int RunSweep(const SweepOptions& o) {
     roofline = MeasureRoofline(targets, threads, o.quick ? 3 : 9);
   }
   bar.Clear();
-  fmt::print("{:<52} {:>10} {:>9} {:>7} {:>8} {:>7} {:>9} {:>9}\n", "", "ms", "GFLOP/s", "of FMA", "GB/s", "of read",
+  fmt::print("{:<58} {:>10} {:>9} {:>7} {:>8} {:>7} {:>9} {:>9}\n", "", "ms", "GFLOP/s", "of FMA", "GB/s", "of read",
              "max_err", "naive");
   std::vector<Json> measured;
   bool failed = false;
