@@ -145,10 +145,29 @@ def presets():
                 raise AssertionError(f"{name}: {row!r} does not hold {part!r}")
 
 
+def layer():
+    """A row for each stage and the whole; its time is about that of the stages."""
+    command(fovea, "sweep", "--op", "layer", "--lengths", "1,33", "--head-dims", "32", "--heads", "4/2", "--causal", "--threads", "1", "--quick",
+            "--json", work / "layer.json", "--csv", work / "layer.csv")
+    rows = json.loads((work / "layer.json").read_text())["rows"]
+    stages = ["qkv", "append", "attention", "out", "whole"]
+    equal([row["stage"] for row in rows], 2 * stages, "stages")
+    equal([row["name"] for row in rows[4:6]], [f"layer/f32/m128/d32/kv1024/h4x2/t1@{chosen}/whole",
+                                               f"layer/f32/m128/d32/s33/h4x2/causal/t1@{chosen}/qkv"], "names")
+    for row in rows:
+        within(row, {**CALL, "max_err": 1e-6, "naive_err": 1e-5, "flop": 1e12, "kv_bytes": 1e12, "bandwidth_fraction": 100, "fma_fraction": 100})
+    for of_length in (rows[:5], rows[5:]):
+        equal(of_length[4]["flop"], sum(row["flop"] for row in of_length[:4]), "FLOP of the whole")
+    command(fovea, "sweep", "--op", "layer", "--lengths", "2", "--head-dims", "32", "--dtypes", "bf16", "--threads", "1", status=2)
+    out = command(fovea, "sweep", "--op", "layer", "--preset", "llama-3-8b", "--lengths", "1", "--threads", "1", "--quick", "--min-time", "0")
+    if "layer/f32/m4096/d128/kv1024/h32x8/" not in out:
+        raise AssertionError(out)
+
+
 def refusals():
     path = work / "kept.json"
     path.write_text("kept")
-    for part, *args in (("BF16", "--dtypes", "bf16"), ("x9", "--dtypes", "x9"), ("NEON_9", "--targets", "NEON_9"),
+    for part, *args in (("I8", "--dtypes", "i8"), ("x9", "--dtypes", "x9"), ("NEON_9", "--targets", "NEON_9"),
                         ("--lengths", "--lengths", "12,"), ("--lengths", "--lengths", "64..16"), ("--heads", "--heads",
                                                                                                   "8/3"),
                         ("llama-3-8b", "--preset", "llama"), ("--threads", "--threads", "0"), ("--op", "--op", "train"),
@@ -273,6 +292,7 @@ with tempfile.TemporaryDirectory() as name:
     checks.run("bench: fovea info --roofline", roofline)
     checks.run("sweep: rows, JSON and CSV", sweep)
     checks.run("sweep: every preset", presets)
+    checks.run("sweep: a layer's stages", layer)
     checks.run("sweep: refusals", refusals)
     checks.run("sweep: Ctrl-C keeps what is measured", interrupted)
     checks.run("sweep: a progress bar on a terminal only", progress_bar)

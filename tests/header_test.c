@@ -30,6 +30,8 @@ int main(void) {
   fovea_rope_params rope;
   fovea_rope_tables_params tables;
   fovea_kv_append_params append;
+  fovea_mha_params layer;
+  fovea_mha_info layer_info;
   const char *name = NULL, *why = NULL;
   char text[200];
   (void)unused;
@@ -48,6 +50,9 @@ int main(void) {
          "fovea_rope_tables_params_init");
   expect(fovea_kv_append_params_init(&append, sizeof append) == FOVEA_OK && append.struct_size == sizeof append,
          "fovea_kv_append_params_init");
+  expect(fovea_mha_params_init(&layer, sizeof layer) == FOVEA_OK && layer.struct_size == sizeof layer && layer.norm_eps == 1e-6f,
+         "fovea_mha_params_init");
+  expect(fovea_mha_info_init(&layer_info, sizeof layer_info) == FOVEA_OK, "fovea_mha_info_init");
   expect(params.struct_size == sizeof params && params.scale != params.scale && params.window_left == -1, "defaults");
 
   params.batch = params.num_q_heads = params.num_kv_heads = params.q_len = params.kv_len = 1;

@@ -261,6 +261,7 @@ std::vector<Row> RowsOf(const SweepOptions& o, const std::vector<std::string>& t
       if (std::find(ops.begin(), ops.end(), op) == ops.end()) continue;
       for (const int64_t length : LengthsOf(o, layer, op)) {
         for (const fovea_dtype dtype : dtypes) {
+          if (op == "layer" && dtype != FOVEA_F32) throw InputError("--dtypes: layers are measured in f32");
           for (const std::string& target : targets) {
             for (const int n : threads) {
               Row row = {layer.shape, layer.d_model ? layer.d_model : layer.shape.num_q_heads * layer.shape.head_dim, layer.name,

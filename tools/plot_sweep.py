@@ -384,7 +384,7 @@ def main():
             data = json.loads(path.read_text())
             rows = data["rows"] if isinstance(data, dict) else data
             peer_rows += [row for row in rows if "provider" in row]
-            sweep_rows += [row for row in rows if "GFLOP/s" in row]
+            sweep_rows += [row for row in rows if "GFLOP/s" in row and row.get("op") != "layer"]  # stages are no curves
             for entry in (data.get("roofline") or {}).get("targets", []) if isinstance(data, dict) else []:
                 limits[entry["target"]] = entry
         except (OSError, ValueError, KeyError, TypeError) as error:
