@@ -183,6 +183,31 @@ TEST_CASE("hpp: rope_tables, rope and kv_append") {
   CHECK(cache[7] == 7);
 }
 
+TEST_CASE("hpp: mha_forward, with and without a workspace") {
+  const std::vector<float> x{3, 5}, same{1, 0, 0, 1}, twice{2, 0, 0, 2}, swap{0, 1, 1, 0};
+  std::vector<float> y(2), again(2);
+  fovea::MhaParams p;
+  p.batch = p.q_len = p.num_q_heads = p.num_kv_heads = 1;
+  p.d_model = p.head_dim = 2;
+  p.x = fovea::bhsd(x, 1, 1, 1, 2);
+  p.y = fovea::bhsd(y, 1, 1, 1, 2);
+  p.wq = p.wk = fovea::matrix(same, 2, 2);
+  p.wv = fovea::matrix(twice, 2, 2);
+  p.wo = fovea::matrix(swap, 2, 2);
+  fovea::mha_forward(p);
+  CHECK(y == std::vector<float>{10, 6});  // one token attends to itself
+
+  fovea::Exec exec;
+  exec.num_threads = 1;
+  std::vector<unsigned char> workspace(fovea::mha_workspace_size(p, &exec) + 1);
+  exec.workspace = workspace.data();
+  exec.workspace_bytes = workspace.size();
+  p.y = fovea::bhsd(again, 1, 1, 1, 2);
+  fovea::mha_forward(p, &exec);
+  CHECK(again == y);
+  CHECK(fovea::mha_describe(p).target == fovea::target());
+}
+
 TEST_SUITE("once") {
   TEST_CASE("hpp: a failing status becomes an Error with the library's text") {
     Small s;
@@ -204,6 +229,9 @@ TEST_SUITE("once") {
     CHECK(StatusOf([] { fovea::rope_tables(fovea::RopeTablesParams()); }, "rotary_dim = 0") ==
           FOVEA_ERR_INVALID_ARGUMENT);
     CHECK(StatusOf([] { fovea::kv_append(fovea::KvAppendParams()); }, "v_head_dim = 0") == FOVEA_ERR_INVALID_ARGUMENT);
+    CHECK(StatusOf([] { fovea::mha_forward(fovea::MhaParams()); }, "batch = 0") == FOVEA_ERR_INVALID_ARGUMENT);
+    CHECK(StatusOf([] { fovea::mha_workspace_size(fovea::MhaParams()); }, "batch = 0") == FOVEA_ERR_INVALID_ARGUMENT);
+    CHECK(StatusOf([] { fovea::mha_describe(fovea::MhaParams()); }, "batch = 0") == FOVEA_ERR_INVALID_ARGUMENT);
     CHECK(StatusOf([] { fovea::set_target("no such target"); }, "no such target") == FOVEA_ERR_TARGET_UNAVAILABLE);
   }
 

@@ -163,6 +163,9 @@ struct RopeTablesParams : fovea_rope_tables_params {
 struct KvAppendParams : fovea_kv_append_params {
   KvAppendParams() { detail::Check(fovea_kv_append_params_init(this, sizeof(fovea_kv_append_params))); }
 };
+struct MhaParams : fovea_mha_params {
+  MhaParams() { detail::Check(fovea_mha_params_init(this, sizeof(fovea_mha_params))); }
+};
 struct Exec : fovea_exec {
   Exec() { detail::Check(fovea_exec_init(this, sizeof(fovea_exec))); }
 };
@@ -221,6 +224,24 @@ inline void rope_tables(const fovea_rope_tables_params& params, const fovea_exec
 
 inline void kv_append(const fovea_kv_append_params& params, const fovea_exec* exec = nullptr) {
   detail::Check(fovea_kv_append(&params, exec));
+}
+
+inline void mha_forward(const fovea_mha_params& params, const fovea_exec* exec = nullptr) {
+  detail::Check(fovea_mha_forward(&params, exec));
+}
+
+// Bytes for exec->workspace of mha_forward(). Data pointers may still be null.
+inline std::size_t mha_workspace_size(const fovea_mha_params& params, const fovea_exec* exec = nullptr) {
+  std::size_t bytes = 0;
+  detail::Check(fovea_mha_workspace_size(&params, exec, &bytes));
+  return bytes;
+}
+
+inline fovea_mha_info mha_describe(const fovea_mha_params& params, const fovea_exec* exec = nullptr) {
+  fovea_mha_info info;
+  detail::Check(fovea_mha_info_init(&info, sizeof info));
+  detail::Check(fovea_mha_describe(&params, exec, &info));
+  return info;
 }
 
 // The instruction set of all later calls of the process; nullptr returns to the default choice.
