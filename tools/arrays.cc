@@ -52,6 +52,29 @@ Stored Store(NpyArray* array, fovea_dtype dtype) {
   return stored;
 }
 
+NpyArray ReadOperand(const char* option, const std::string& path, bool* batched) {
+  NpyArray array = ReadFloats(option, path);
+  if (array.shape.size() != 3 && array.shape.size() != 4) {
+    throw InputError(fmt::format("{}: shape {}; {} wants [batch, heads, rows, dim] or [heads, rows, dim]", path,
+                                 ShapeText(array.shape), option));
+  }
+  if (batched) *batched = array.shape.size() == 4;
+  if (array.shape.size() == 3) array.shape.insert(array.shape.begin(), 1);
+  return array;
+}
+
+void WantEqual(size_t axis, const std::string& path_a, const NpyArray& a, const std::string& path_b,
+               const NpyArray& b) {
+  static constexpr const char* kAxes[] = {"batch", "heads", "rows", "dim"};
+  if (a.shape[axis] == b.shape[axis]) return;
+  throw InputError(fmt::format("{}: {} {} of {}, but {} has {} in {}", path_b, b.shape[axis], kAxes[axis],
+                               ShapeText(b.shape), path_a, a.shape[axis], ShapeText(a.shape)));
+}
+
+fovea_tensor Contiguous(const void* data, fovea_dtype dtype, const Shape& bhsd) {
+  return fovea_tensor_bhsd(data, dtype, bhsd[1], bhsd[2], bhsd[3]);
+}
+
 fovea_tensor Broadcast(const char* option, const std::string& path, const Shape& shape, const void* data, fovea_dtype dtype,
                        const Shape& full) {
   Shape aligned = shape;
@@ -104,6 +127,17 @@ bool ReportExpected(const char* what, double error, double tolerance) {
   const bool good = error <= tolerance;
   fmt::print("expect    {}: largest error {:.2e}, tolerance {:.2e}: {}\n", what, error, tolerance,
              good ? "ok" : "PAST TOLERANCE");
+  return good;
+}
+
+bool ReportChecked(const std::string& what, const OutputCheck& check, double limit) {
+  const bool good = check.ratio <= limit;
+  fmt::print("check     {}: largest error {:.2e} against float64, naive float32 has {:.2e}; {:.2f} of the bound: {}\n",
+             what, check.error, check.naive, check.ratio, good ? "ok" : "PAST TOLERANCE");
+  if (!good) {
+    fmt::print("          at [{}, {}, {}, {}]: {:.9g}, wanted {:.9g}, within {:.2e}\n", check.b, check.h, check.i,
+               check.c, check.got, check.want, check.bound);
+  }
   return good;
 }
 

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "fovea/fovea.h"
+#include "lib/reference.h"
 #include "tools/npy.h"
 
 namespace fovea::tools {
@@ -32,6 +33,12 @@ struct Stored {
 // Takes the elements; dtype NONE: as they are.
 Stored Store(NpyArray* array, fovea_dtype dtype);
 
+// q, k or v, given a batch dimension where it has none.
+NpyArray ReadOperand(const char* option, const std::string& path, bool* batched = nullptr);
+// Extent `axis` of two operands must agree.
+void WantEqual(size_t axis, const std::string& path_a, const NpyArray& a, const std::string& path_b, const NpyArray& b);
+
+fovea_tensor Contiguous(const void* data, fovea_dtype dtype, const Shape& bhsd);
 // A mask or bias, at data, as a view that broadcasts to full = [batch, q_heads, queries, keys].
 fovea_tensor Broadcast(const char* option, const std::string& path, const Shape& shape, const void* data, fovea_dtype dtype,
                        const Shape& full);
@@ -42,6 +49,8 @@ double MaxAbs(const Stored& values);
 double LargestError(const std::vector<float>& got, const std::vector<float>& want, double relative);
 // Prints a line; whether it is within.
 bool ReportExpected(const char* what, double error, double tolerance);
+// The same of a comparison with float64, within limit bounds of lib/reference.h.
+bool ReportChecked(const std::string& what, const OutputCheck& check, double limit = 1);
 // The expected array, with the batch dimension that a batch of 1 may lack.
 std::vector<float> ReadExpected(const char* option, const std::string& path, const Shape& wanted);
 

@@ -75,12 +75,6 @@ int RunAttend(const AttendOptions& options);
 int RunLayer(const LayerOptions& options);
 int RunSweep(const SweepOptions& options);
 
-// "32" or "32/8": query heads, and kv heads that divide them. Throws InputError, which names where it stood.
-struct HeadCounts {
-  int64_t q, kv;
-};
-HeadCounts ParseHeads(const std::string& where, const std::string& text);
-
 std::string CpuModel();
 // FMA, exp and read rates of these targets, the best of so many rounds (bench/roofline.h); JSON as in `fovea info
 // --roofline --json`.

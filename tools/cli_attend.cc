@@ -17,31 +17,6 @@ namespace {
 
 constexpr double kDefaultTolerance = 2e-6;
 
-// q, k or v, given a batch dimension where it has none.
-NpyArray ReadOperand(const char* option, const std::string& path, bool* batched = nullptr) {
-  NpyArray array = ReadFloats(option, path);
-  if (array.shape.size() != 3 && array.shape.size() != 4) {
-    throw InputError(fmt::format("{}: shape {}; {} wants [batch, heads, rows, dim] or [heads, rows, dim]", path,
-                                 ShapeText(array.shape), option));
-  }
-  if (batched) *batched = array.shape.size() == 4;
-  if (array.shape.size() == 3) array.shape.insert(array.shape.begin(), 1);
-  return array;
-}
-
-// Extent `axis` of two operands must agree.
-void WantEqual(size_t axis, const std::string& path_a, const NpyArray& a, const std::string& path_b,
-               const NpyArray& b) {
-  static constexpr const char* kAxes[] = {"batch", "heads", "rows", "dim"};
-  if (a.shape[axis] == b.shape[axis]) return;
-  throw InputError(fmt::format("{}: {} {} of {}, but {} has {} in {}", path_b, b.shape[axis], kAxes[axis],
-                               ShapeText(b.shape), path_a, a.shape[axis], ShapeText(a.shape)));
-}
-
-fovea_tensor Contiguous(const void* data, fovea_dtype dtype, const Shape& bhsd) {
-  return fovea_tensor_bhsd(data, dtype, bhsd[1], bhsd[2], bhsd[3]);
-}
-
 // An operand of shape [batch, heads, rows, dim] in pages [heads, page_size, dim], the last rows first, and where they lie.
 Stored DealPages(const Stored& array, const Shape& shape, int64_t page_size, std::vector<int32_t>* table) {
   const int64_t heads = shape[1], rows = shape[2], dim = shape[3];
@@ -64,17 +39,6 @@ Stored DealPages(const Stored& array, const Shape& shape, int64_t page_size, std
   deal(array.f32, &pages.f32);
   deal(array.bits, &pages.bits);
   return pages;
-}
-
-bool ReportChecked(const char* what, const OutputCheck& check) {
-  const bool good = check.ratio <= 1;
-  fmt::print("check     {}: largest error {:.2e} against float64, naive float32 has {:.2e}; {:.2f} of the bound: {}\n",
-             what, check.error, check.naive, check.ratio, good ? "ok" : "PAST TOLERANCE");
-  if (!good) {
-    fmt::print("          at [{}, {}, {}, {}]: {:.9g}, wanted {:.9g}, within {:.2e}\n", check.b, check.h, check.i,
-               check.c, check.got, check.want, check.bound);
-  }
-  return good;
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 
 #include "tools/arrays.h"
 #include "tools/cli.h"
+#include "tools/words.h"
 
 namespace fovea::tools {
 namespace {

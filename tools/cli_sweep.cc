@@ -6,7 +6,6 @@
 
 #include <algorithm>
 #include <cctype>
-#include <charconv>
 #include <csignal>
 #include <cstdio>
 #include <ctime>
@@ -21,6 +20,7 @@
 #include "bench/bench_util.h"
 #include "bench/layer_case.h"
 #include "tools/cli.h"
+#include "tools/words.h"
 
 namespace fovea::tools {
 namespace {
@@ -49,16 +49,6 @@ std::vector<std::string> Split(const std::string& text, char separator) {
   for (std::string part; std::getline(stream, part, separator);) parts.push_back(part);
   if (text.empty() || text.back() == separator) parts.push_back("");
   return parts;
-}
-
-template <class T>
-T Number(const std::string& where, const std::string& text, T least) {
-  T value{};
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  if (error != std::errc() || end != text.data() + text.size() || !(value >= least)) {
-    throw InputError(fmt::format("{}: {}: a number from {} on is wanted", where, text, least));
-  }
-  return value;
 }
 
 // "128,512..4096": numbers, and A..B for A, 2A, 4A up to B.
@@ -458,14 +448,6 @@ bool WriteText(const std::string& text, std::FILE* file) {
 }
 
 }  // namespace
-
-HeadCounts ParseHeads(const std::string& where, const std::string& text) {
-  const size_t slash = text.find('/');
-  const int64_t q = Number<int64_t>(where, text.substr(0, slash), 1);
-  const HeadCounts heads = {q, slash == std::string::npos ? q : Number<int64_t>(where, text.substr(slash + 1), 1)};
-  if (heads.q % heads.kv != 0) throw InputError(fmt::format("{}: {}: kv heads must divide query heads", where, text));
-  return heads;
-}
 
 int RunSweep(const SweepOptions& o) {
   if (o.min_time && !(*o.min_time >= 0))

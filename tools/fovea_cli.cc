@@ -4,12 +4,12 @@
 
 #include <CLI/CLI.hpp>
 #include <algorithm>
-#include <charconv>
 #include <cstdio>
 #include <new>
 #include <string>
 
 #include "tools/cli.h"
+#include "tools/words.h"
 
 namespace fovea::tools {
 namespace {
@@ -29,13 +29,6 @@ Mask (bool or uint8, non-zero = may attend) and bias (float32 or float16, added 
 constexpr const char* kAttendFooter =
     R"(Exit status: 0 done; 1 an error past tolerance, outputs are written all the same; 2 bad input, nothing is written.
 Example: fovea attend --q Q.npy --k K.npy --v V.npy --causal --out O.npy --check)";
-
-// CLI11 2.1 takes a number past int64 as the largest one.
-bool IsWhole(const std::string& text) {
-  int64_t value;
-  const auto [end, error] = std::from_chars(text.data(), text.data() + text.size(), value);
-  return error == std::errc() && end == text.data() + text.size();
-}
 
 void AddAttendOptions(CLI::App* attend, AttendOptions* o) {
   const CLI::Validator whole(

@@ -49,5 +49,6 @@ configure() {
 }
 
 build_packages=(g++ meson ninja-build pkg-config libhwy-dev libcli11-dev libfmt-dev nlohmann-json3-dev)
+mpi_packages=(libopenmpi-dev openmpi-bin)  # optional: fovea_mpi_attend
 # libgomp1:arm64 and libstdc++6:arm64 are what qemu-aarch64 -L / loads.
 aarch64_packages=(g++-aarch64-linux-gnu libhwy-dev:arm64 libgomp1:arm64 libstdc++6:arm64 qemu-user)

@@ -143,6 +143,7 @@ def main():
             table.add("objects, arm", "", *checks([root / "tools/check_objects", options.emulate]))
     table.add("npy", "", *doctest(build / "tools/npy_test", []), 0)
     table.add("cli", "", *checks([sys.executable, root / "tests/cli_test.py", cli]))
+    table.add("mpi", "", *checks([sys.executable, root / "tests/mpi_test.py", build]))
     if (build / "bench/bench_prefill").exists():
         table.add("bench", "", *checks([sys.executable, root / "tests/bench_test.py", build]))
     if options.fuzz:

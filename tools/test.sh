@@ -55,9 +55,9 @@ use_gcc() { export CC=gcc CXX=g++; }
 use_$compiler
 
 clang_packages=(clang-19 libclang-rt-19-dev libomp-19-dev)
-need_packages "${build_packages[@]}" doctest-dev libbenchmark-dev cmake binutils python3 python3-numpy python3-matplotlib "${clang_packages[@]}"
+need_packages "${build_packages[@]}" doctest-dev libbenchmark-dev cmake binutils python3 python3-numpy python3-matplotlib "${mpi_packages[@]}" "${clang_packages[@]}"
 
-options=(-Dtests=true -Dbench=true)
+options=(-Dtests=true -Dbench=true -Dmpi=enabled)
 case $mode in
   plain)
     build=build

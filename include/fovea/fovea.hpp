@@ -67,22 +67,44 @@ auto* Data(Container& container, std::int64_t batch, std::int64_t heads, std::in
 
 }  // namespace detail
 
-// The dtype of an element type, const or not: float, double, (unsigned) bytes and bool, whose one byte serves as a
-// mask.
+// Elements of 16 bits, as those bits.
+struct bf16_t {
+  std::uint16_t bits;
+};
+struct f16_t {
+  std::uint16_t bits;
+};
+
+// The dtype of an element type. Specialize it for types of your own, such as a library's half:
+//   template <> struct fovea::element_dtype<Eigen::half> { static constexpr fovea_dtype value = FOVEA_F16; };
+template <typename T>
+struct element_dtype {
+  static_assert(!sizeof(T), "no fovea_dtype has this element type: specialize fovea::element_dtype");
+};
+template <fovea_dtype dtype>
+struct element_dtype_constant {
+  static constexpr fovea_dtype value = dtype;
+};
+template <>
+struct element_dtype<float> : element_dtype_constant<FOVEA_F32> {};
+template <>
+struct element_dtype<bf16_t> : element_dtype_constant<FOVEA_BF16> {};
+template <>
+struct element_dtype<f16_t> : element_dtype_constant<FOVEA_F16> {};
+template <>
+struct element_dtype<double> : element_dtype_constant<FOVEA_F64> {};
+template <>
+struct element_dtype<std::int8_t> : element_dtype_constant<FOVEA_I8> {};
+template <>
+struct element_dtype<std::uint8_t> : element_dtype_constant<FOVEA_U8> {};
+template <>
+struct element_dtype<bool> : element_dtype_constant<FOVEA_U8> {};  // one byte, as a mask has it
+static_assert(sizeof(bool) == 1, "a mask has one byte per element");
+
+// The same of T, const or not.
 template <typename T>
 constexpr fovea_dtype dtype_of() {
-  using Element = std::remove_cv_t<T>;
-  static_assert(sizeof(bool) == 1, "a mask has one byte per element");
-  if constexpr (std::is_same_v<Element, float>)
-    return FOVEA_F32;
-  else if constexpr (std::is_same_v<Element, double>)
-    return FOVEA_F64;
-  else if constexpr (std::is_same_v<Element, std::uint8_t> || std::is_same_v<Element, bool>)
-    return FOVEA_U8;
-  else if constexpr (std::is_same_v<Element, std::int8_t>)
-    return FOVEA_I8;
-  else
-    static_assert(!sizeof(Element), "no fovea_dtype has this element type");
+  return element_dtype<std::remove_cv_t<T>>::value;
 }
 
 // Typed views of the caller's memory, which must outlive the call they are used in. Layouts as fovea_tensor_bhsd and
@@ -115,9 +137,34 @@ fovea_tensor bhs(Container& container, std::int64_t batch, std::int64_t heads, s
   return bhs(detail::Data(container, batch, heads, rows, 1), heads, rows);
 }
 
+// A matrix [rows][cols]: of linear(), or tables of rope(); a vector is one of 1 row.
+template <typename T>
+fovea_tensor matrix(T* data, std::int64_t cols) {
+  return bhsd(data, 1, 1, cols);
+}
+template <typename Container>
+fovea_tensor matrix(Container& container, std::int64_t rows, std::int64_t cols) {
+  return bhsd(container, 1, 1, rows, cols);
+}
+
 // The C structs, born initialized.
 struct AttentionParams : fovea_attention_params {
   AttentionParams() { detail::Check(fovea_attention_params_init(this, sizeof(fovea_attention_params))); }
+};
+struct LinearParams : fovea_linear_params {
+  LinearParams() { detail::Check(fovea_linear_params_init(this, sizeof(fovea_linear_params))); }
+};
+struct RopeParams : fovea_rope_params {
+  RopeParams() { detail::Check(fovea_rope_params_init(this, sizeof(fovea_rope_params))); }
+};
+struct RopeTablesParams : fovea_rope_tables_params {
+  RopeTablesParams() { detail::Check(fovea_rope_tables_params_init(this, sizeof(fovea_rope_tables_params))); }
+};
+struct KvAppendParams : fovea_kv_append_params {
+  KvAppendParams() { detail::Check(fovea_kv_append_params_init(this, sizeof(fovea_kv_append_params))); }
+};
+struct MhaParams : fovea_mha_params {
+  MhaParams() { detail::Check(fovea_mha_params_init(this, sizeof(fovea_mha_params))); }
 };
 struct Exec : fovea_exec {
   Exec() { detail::Check(fovea_exec_init(this, sizeof(fovea_exec))); }
@@ -154,6 +201,47 @@ inline void merge(const std::vector<fovea_tensor>& outs, const std::vector<fovea
   }
   detail::Check(fovea_attention_merge(static_cast<std::int32_t>(outs.size()), outs.data(), lses.data(), batch,
                                       num_heads, rows, v_head_dim, &out, lse, exec));
+}
+
+inline void linear(const fovea_linear_params& params, const fovea_exec* exec = nullptr) {
+  detail::Check(fovea_linear(&params, exec));
+}
+
+// Bytes for exec->workspace of linear(). Data pointers may still be null.
+inline std::size_t linear_workspace_size(const fovea_linear_params& params, const fovea_exec* exec = nullptr) {
+  std::size_t bytes = 0;
+  detail::Check(fovea_linear_workspace_size(&params, exec, &bytes));
+  return bytes;
+}
+
+inline void rope(const fovea_rope_params& params, const fovea_exec* exec = nullptr) {
+  detail::Check(fovea_rope(&params, exec));
+}
+
+inline void rope_tables(const fovea_rope_tables_params& params, const fovea_exec* exec = nullptr) {
+  detail::Check(fovea_rope_tables(&params, exec));
+}
+
+inline void kv_append(const fovea_kv_append_params& params, const fovea_exec* exec = nullptr) {
+  detail::Check(fovea_kv_append(&params, exec));
+}
+
+inline void mha_forward(const fovea_mha_params& params, const fovea_exec* exec = nullptr) {
+  detail::Check(fovea_mha_forward(&params, exec));
+}
+
+// Bytes for exec->workspace of mha_forward(). Data pointers may still be null.
+inline std::size_t mha_workspace_size(const fovea_mha_params& params, const fovea_exec* exec = nullptr) {
+  std::size_t bytes = 0;
+  detail::Check(fovea_mha_workspace_size(&params, exec, &bytes));
+  return bytes;
+}
+
+inline fovea_mha_info mha_describe(const fovea_mha_params& params, const fovea_exec* exec = nullptr) {
+  fovea_mha_info info;
+  detail::Check(fovea_mha_info_init(&info, sizeof info));
+  detail::Check(fovea_mha_describe(&params, exec, &info));
+  return info;
 }
 
 // The instruction set of all later calls of the process; nullptr returns to the default choice.
