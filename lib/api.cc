@@ -10,6 +10,7 @@
 #include "lib/fp_env.h"
 #include "lib/kv_append.h"
 #include "lib/linear.h"
+#include "lib/pages.h"
 #include "lib/parallel_for.h"
 #include "lib/plan.h"
 #include "lib/rope.h"
@@ -97,7 +98,8 @@ struct Call {
 // Checked params as plans are made for them.
 fovea_status ResolveParams(const fovea_attention_params* params, CheckData data, fovea_attention_params* p) {
   const FpEnvScope env;  // the default scale is computed here
-  const fovea_status status = CheckParams(params, data, p);
+  fovea_status status = CheckParams(params, data, p);
+  if (status == FOVEA_OK && data == CheckData::kYes) status = CheckPages(*p);
   // Multi-query attention written as multi-head: one kv head, with the bits and the speed of num_kv_heads = 1.
   if (status == FOVEA_OK && p->k.stride_head == 0 && p->v.stride_head == 0) p->num_kv_heads = 1;
   return status;
@@ -201,6 +203,7 @@ fovea_status CheckSamePlan(const fovea_plan& plan, const fovea_attention_params&
   const char* field = nullptr;
   if (p.batch != q.batch || p.num_q_heads != q.num_q_heads || p.num_kv_heads != q.num_kv_heads) field = "batch or heads";
   else if (p.q_len != q.q_len || p.kv_len != q.kv_len || p.total_q != q.total_q || p.total_kv != q.total_kv) field = "q_len or kv_len";
+  else if (p.page_size != q.page_size || p.num_pages != q.num_pages || !p.block_table != !q.block_table) field = "pages";
   else if (p.head_dim != q.head_dim || p.v_head_dim != q.v_head_dim) field = "head_dim or v_head_dim";
   else if (!same(p.q, q.q) || !same(p.k, q.k) || !same(p.v, q.v) || !same(p.out, q.out)) field = "q, k, v or out";
   else if (!same(p.lse, q.lse) || !same(p.scores, q.scores) || p.scores_stage != q.scores_stage) field = "lse or scores";
@@ -210,8 +213,8 @@ fovea_status CheckSamePlan(const fovea_plan& plan, const fovea_attention_params&
            p.window_right != q.window_right)
     field = "causal, q_align, q_offset or window";
   else if (!p.cu_seqlens_q != !q.cu_seqlens_q || !p.cu_seqlens_kv != !q.cu_seqlens_kv || !p.q_lens != !q.q_lens ||
-           !p.kv_lens != !q.kv_lens || !p.q_offsets != !q.q_offsets || LengthsHash(p) != plan.lengths_hash)
-    field = "lens, cu_seqlens or q_offsets";
+           !p.kv_lens != !q.kv_lens || !p.q_positions != !q.q_positions || !p.kv_positions != !q.kv_positions || !p.q_offsets != !q.q_offsets || LengthsHash(p) != plan.lengths_hash)
+    field = "lens, cu_seqlens, q_offsets or positions";
   if (field) return Fail(FOVEA_ERR_INVALID_ARGUMENT, "%s: differs from the params that the plan was made for", field);
   return FOVEA_OK;
 }

@@ -35,7 +35,10 @@ int64_t MaxPartRows(const fovea_attention_params& p, int64_t rows, uint32_t flag
   return flags & FOVEA_BATCH_INVARIANT ? 0 : std::min(kMaxParts * rows, PartRows(p.num_kv_heads));
 }
 
-bool IsDecodeRows(int64_t rows, uint32_t flags) { return rows <= kDecodeMaxRows && !(flags & FOVEA_BATCH_INVARIANT); }
+bool IsDecodeRows(const fovea_attention_params& p, int64_t rows, uint32_t flags) {
+  // The dot-product kernel does not know kv_positions yet.
+  return rows <= kDecodeMaxRows && !(flags & FOVEA_BATCH_INVARIANT) && !p.kv_positions;
+}
 
 bool NeedsCopy(const fovea_attention_params& p) {
   return CopiesRows(p.k.dtype, p.k.stride_row) || CopiesRows(p.v.dtype, p.v.stride_row);
@@ -101,7 +104,22 @@ void Layout(const fovea_attention_params& p, uint32_t flags, const Target& targe
   plan->scratch = c->Take<char>(scratch);
 }
 
-// Fills what RowRange reads.
+float TaskCost(const fovea_attention_params& p, const AttentionTask& range, const PlanTask& task, int64_t group) {
+  // Keys of the first and the last row: exact enough for causal and windows.
+  AttentionTask t = range;
+  t.kv_begin = task.kv_begin;
+  t.kv_end = task.kv_end;
+  int32_t lo0, hi0, lo1, hi1;
+  RowRange(t, task.lane_begin / group, &lo0, &hi0);
+  RowRange(t, (task.lane_begin + task.lane_count - 1) / group, &lo1, &hi1);
+  const double keys = t.kv_positions ? t.kv_end - t.kv_begin : 0.5 * ((hi0 - lo0 + 1) + (hi1 - lo1 + 1));
+  const double dims = static_cast<double>(p.head_dim + p.v_head_dim);
+  // In FLOP: 2 per multiply-add and lane, and what reading a K or V element costs (4 bytes at some 20 GB/s beside some 50 GFLOP/s).
+  return static_cast<float>(dims * (keys * (2.0 * task.lane_count + 10.0) + 10.0 * task.lane_count));
+}
+
+}  // namespace
+
 void FillRange(const fovea_attention_params& p, int64_t b, AttentionTask* t) {
   const int64_t kv_len = KvLen(p, b);
   t->q_len = static_cast<int32_t>(QLen(p, b));
@@ -112,28 +130,14 @@ void FillRange(const fovea_attention_params& p, int64_t b, AttentionTask* t) {
   t->window_left = p.window_left;
   t->window_right = p.window_right;
   t->pos0 = PositionOffset(p, b);
+  t->q_positions = QPositions(p, b);
+  t->kv_positions = KvPositions(p, b);
   t->mask = static_cast<const uint8_t*>(p.mask.data);
   t->bias = p.bias.data;
   t->bias_dtype = p.bias.dtype;
   t->mask_cols = p.mask_kv_len ? p.mask_kv_len : p.cu_seqlens_kv ? kv_len : p.kv_len;
   t->mask_first = p.mask_align == FOVEA_MASK_ALIGN_RIGHT ? kv_len - t->mask_cols : 0;
 }
-
-float TaskCost(const fovea_attention_params& p, const AttentionTask& range, const PlanTask& task, int64_t group) {
-  // Keys of the first and the last row: exact enough for causal and windows.
-  AttentionTask t = range;
-  t.kv_begin = task.kv_begin;
-  t.kv_end = task.kv_end;
-  int32_t lo0, hi0, lo1, hi1;
-  RowRange(t, task.lane_begin / group, &lo0, &hi0);
-  RowRange(t, (task.lane_begin + task.lane_count - 1) / group, &lo1, &hi1);
-  const double keys = 0.5 * ((hi0 - lo0 + 1) + (hi1 - lo1 + 1));
-  const double dims = static_cast<double>(p.head_dim + p.v_head_dim);
-  // In FLOP: 2 per multiply-add and lane, and what reading a K or V element costs (4 bytes at some 20 GB/s beside some 50 GFLOP/s).
-  return static_cast<float>(dims * (keys * (2.0 * task.lane_count + 10.0) + 10.0 * task.lane_count));
-}
-
-}  // namespace
 
 int64_t TotalQRows(const fovea_attention_params& p) { return p.cu_seqlens_q ? p.total_q : p.batch * p.q_len; }
 
@@ -175,10 +179,12 @@ fovea_status BuildPlan(const fovea_attention_params& p, uint32_t flags, const Ta
 
   const int64_t group = p.num_q_heads / p.num_kv_heads;
   const int64_t tile_lanes = int64_t{target.table->vector_lanes()} * kTileVecs;
-  int64_t tiles = 0;
-  for (int64_t b = 0; b < p.batch; ++b) tiles += CeilDiv(QLen(p, b) * group, tile_lanes) * p.num_kv_heads;
-  // Several tiles share the K and V rows that a task reads; but all workers should have several tasks.
-  const int64_t tiles_per_task = std::clamp<int64_t>(tiles / (4 * int64_t{workers}), 1, MaxTiles(p, tile_lanes));
+  // Several tiles share the K and V rows that a task reads; but all workers should have several tasks, and none be large beside their share:
+  // a long sequence among short ones is cut finer than they are.
+  double pairs = 0.0;  // (lane, key)
+  for (int64_t b = 0; b < p.batch; ++b) pairs += static_cast<double>(QLen(p, b) * p.num_q_heads) * static_cast<double>(KvLen(p, b));
+  const double task_pairs = pairs / (4.0 * workers);
+  const int64_t max_tiles = MaxTiles(p, tile_lanes);
 
   int64_t num_attention = 0, num_merge = 0, num_scores = 0;
   int32_t part_row = 0;
@@ -187,7 +193,9 @@ fovea_status BuildPlan(const fovea_attention_params& p, uint32_t flags, const Ta
     FillRange(p, b, &range);
     const int64_t rows = QLen(p, b) * group, kv_len = KvLen(p, b);
     const int64_t part_keys = PartKeys(p, rows, kv_len, flags), parts = std::max<int64_t>(CeilDiv(kv_len, part_keys), 1);
-    const bool decode = IsDecodeRows(rows, flags);
+    const bool decode = IsDecodeRows(p, rows, flags);
+    const double tiles = task_pairs / static_cast<double>(std::clamp<int64_t>(kv_len, 1, part_keys) * tile_lanes);
+    const int64_t tiles_per_task = static_cast<int64_t>(std::clamp(tiles, 1.0, static_cast<double>(max_tiles)));
     const int64_t lanes_per_task = decode ? kDecodeMaxRows : tiles_per_task * tile_lanes;
     for (int32_t h = 0; h < p.num_kv_heads; ++h) {
       const int32_t head_part = part_row;
@@ -250,7 +258,7 @@ void FillTask(const fovea_plan& plan, const fovea_attention_params& p, const Pla
   const int64_t b = task.seq, group = p.num_q_heads / p.num_kv_heads, head = task.kv_head * group;
   FillRange(p, b, t);
   const int64_t q_row = p.cu_seqlens_q ? p.cu_seqlens_q[b] : 0, q_batch = p.cu_seqlens_q ? 0 : b;
-  const int64_t kv_row = p.cu_seqlens_kv ? p.cu_seqlens_kv[b] : 0, kv_batch = p.cu_seqlens_kv ? 0 : b;
+  const int64_t kv_row = p.cu_seqlens_kv ? p.cu_seqlens_kv[b] : 0, kv_batch = p.cu_seqlens_kv || p.block_table ? 0 : b;
   const auto at = [](const fovea_tensor& x, int64_t batch, int64_t h, int64_t row) {
     const int64_t offset = batch * x.stride_batch + h * x.stride_head + row * x.stride_row;
     return x.data ? At(x.data, x.dtype, offset) : nullptr;  // NULL where an extent is 0
@@ -277,6 +285,11 @@ void FillTask(const fovea_plan& plan, const fovea_attention_params& p, const Pla
   t->q_stride_row = p.q.stride_row;
   t->k_stride_row = p.k.stride_row;
   t->v_stride_row = p.v.stride_row;
+  t->block_table = p.block_table ? p.block_table + b * p.block_table_stride : nullptr;
+  t->k_stride_page = p.k.stride_batch;
+  t->v_stride_page = p.v.stride_batch;
+  t->page_size = static_cast<int32_t>(p.page_size);
+  t->num_pages = static_cast<int32_t>(p.num_pages);
   t->out_stride_head = p.out.stride_head;
   t->out_stride_row = p.out.stride_row;
   t->lse_stride_head = p.lse.stride_head;
@@ -329,7 +342,13 @@ double UsefulPairs(const fovea_attention_params& p) {
     for (int64_t i = 0; i < t.q_len; ++i) {
       int32_t lo, hi;
       RowRange(t, i, &lo, &hi);
-      pairs += hi - lo + 1;
+      if (!t.kv_positions) {
+        pairs += hi - lo + 1;
+        continue;
+      }
+      int64_t keys = 0;
+      for (int64_t j = 0; j < t.kv_len; ++j) keys += t.kv_positions[j] >= lo && t.kv_positions[j] <= hi;
+      pairs += static_cast<double>(keys);
     }
   }
   return pairs * static_cast<double>(p.num_q_heads);

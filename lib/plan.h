@@ -58,6 +58,9 @@ fovea_status WorkspaceBytes(const fovea_attention_params& p, uint32_t flags, con
 fovea_status BuildPlan(const fovea_attention_params& p, uint32_t flags, const Target& target, int32_t workers, void* mem,
                        size_t bytes, fovea_plan** plan);
 
+// Fills what RowRange reads, for all keys of sequence b.
+void FillRange(const fovea_attention_params& p, int64_t b, AttentionTask* t);
+
 // What the kernel of a task is handed, with p's data pointers.
 void FillTask(const fovea_plan& plan, const fovea_attention_params& p, const PlanTask& task, AttentionTask* t);
 KernelScratch WorkerScratch(const fovea_plan& plan, int32_t worker);

@@ -29,6 +29,14 @@ const float* Row(const fovea_tensor& t, const int32_t* cu, int64_t b, int64_t h,
   return buffer->data();
 }
 
+// Row j of sequence b in k or v, likewise.
+const float* KvRow(const fovea_attention_params& p, const fovea_tensor& t, int64_t b, int64_t kv_head, int64_t j, int64_t n,
+                   std::vector<float>* buffer) {
+  if (!p.block_table) return Row(t, p.cu_seqlens_kv, b, kv_head, j, n, buffer);
+  const int64_t page = p.block_table[b * p.block_table_stride + j / p.page_size];
+  return Row(t, nullptr, page, kv_head, j % p.page_size, n, buffer);
+}
+
 int64_t VHeadDim(const fovea_attention_params& p) { return p.v_head_dim ? p.v_head_dim : p.head_dim; }
 
 int64_t MaskColumns(const fovea_attention_params& p, int64_t b) {
@@ -54,15 +62,23 @@ float Round(fovea_dtype dtype, float x) {
   return LoadElement(dtype, &rounded, 0);
 }
 
+int64_t QueryPosition(const fovea_attention_params& p, int64_t b, int64_t i) {
+  return p.q_positions ? QPositions(p, b)[i] : i + PositionOffset(p, b);
+}
+int64_t KeyPosition(const fovea_attention_params& p, int64_t b, int64_t j) {
+  return p.kv_positions ? KvPositions(p, b)[j] : j;
+}
+
 double Finite(double x) { return std::isfinite(x) ? x : 0; }
 
 }  // namespace
 
 bool Permitted(const fovea_attention_params& p, int64_t b, int64_t h, int64_t i, int64_t j) {
-  const int64_t pos = i + PositionOffset(p, b);
-  if (p.causal && j > pos) return false;
-  if (p.window_left >= 0 && pos - j > p.window_left) return false;
-  if (p.window_right >= 0 && j - pos > p.window_right) return false;
+  const int64_t pos = QueryPosition(p, b, i), at = KeyPosition(p, b, j);
+  if (p.kv_positions && at < 0) return false;
+  if (p.causal && at > pos) return false;
+  if (p.window_left >= 0 && pos - at > p.window_left) return false;
+  if (p.window_right >= 0 && at - pos > p.window_right) return false;
   if (!p.mask.data && !p.bias.data) return true;
   const int64_t column = MaskColumn(p, b, j);
   if (column < 0) return true;
@@ -75,7 +91,7 @@ template <typename T>
 void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t i, ReferenceRow<T>* row) {
   const int64_t kv_len = KvLen(p, b);
   const int64_t kv_head = h / (p.num_q_heads / p.num_kv_heads);
-  const int64_t pos = i + PositionOffset(p, b);
+  const int64_t pos = QueryPosition(p, b, i);
   const T minus_inf = -std::numeric_limits<T>::infinity();
   const T scale = std::isnan(p.scale) ? T{1} / std::sqrt(static_cast<T>(p.head_dim)) : static_cast<T>(p.scale);
   const T cap = static_cast<T>(p.logits_soft_cap);
@@ -97,7 +113,7 @@ void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t 
     const size_t at = static_cast<size_t>(j);
     permitted[at] = Permitted(p, b, h, i, j);
     if (!permitted[at] && !every_key) continue;
-    const float* k = Row(p.k, p.cu_seqlens_kv, b, kv_head, j, p.head_dim, &kv_buffer);
+    const float* k = KvRow(p, p.k, b, kv_head, j, p.head_dim, &kv_buffer);
     T dot = 0;
     double magnitude = 0;
     for (int64_t c = 0; c < p.head_dim; ++c) {
@@ -121,7 +137,7 @@ void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t 
     }
     if (p.alibi_slopes) {
       const T slope = static_cast<T>(p.alibi_slopes[b * p.alibi_stride_batch + h]);
-      const T term = slope * static_cast<T>(std::abs(j - pos));
+      const T term = slope * static_cast<T>(std::abs(KeyPosition(p, b, j) - pos));
       score -= term;
       row->magnitudes[at] += std::fabs(static_cast<double>(term));
     }
@@ -159,7 +175,7 @@ void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t 
     if (static_cast<double>(weight) >= kUlp && s[at] > static_cast<T>(-FLT_MAX)) {
       row->row_magnitude = std::max(row->row_magnitude, row->magnitudes[at]);
     }
-    const float* v = Row(p.v, p.cu_seqlens_kv, b, kv_head, j, VHeadDim(p), &kv_buffer);
+    const float* v = KvRow(p, p.v, b, kv_head, j, VHeadDim(p), &kv_buffer);
     for (int64_t c = 0; c < VHeadDim(p); ++c) {
       if (!empty) row->out[static_cast<size_t>(c)] += weight * static_cast<T>(v[c]);
       row->v_magnitude = std::max(row->v_magnitude, Finite(std::fabs(static_cast<double>(v[c]))));

@@ -439,15 +439,7 @@ bool IsZero(const fovea_tensor& t) {
 }
 
 fovea_status CheckReserved(const fovea_attention_params& p) {
-  const char* set = p.block_table != nullptr     ? "block_table"
-                    : p.block_table_stride != 0  ? "block_table_stride"
-                    : p.num_pages != 0           ? "num_pages"
-                    : p.page_size != 0           ? "page_size"
-                    : p.q_positions != nullptr   ? "q_positions"
-                    : p.kv_positions != nullptr  ? "kv_positions"
-                    : p.q_positions_stride != 0  ? "q_positions_stride"
-                    : p.kv_positions_stride != 0 ? "kv_positions_stride"
-                    : !IsZero(p.k_scale)         ? "k_scale"
+  const char* set = !IsZero(p.k_scale)           ? "k_scale"
                     : !IsZero(p.v_scale)         ? "v_scale"
                     : !IsZero(p.k_channel_scale) ? "k_channel_scale"
                     : !(p.dropout_p == 0)        ? "dropout_p"
@@ -488,6 +480,10 @@ fovea_status CheckOptions(fovea_attention_params* p) {
   if (p->q_offset != 0 && p->q_offsets != nullptr) {
     return Fail(kInvalid, "q_offset = %" PRId64 ": must be 0 where q_offsets is given", p->q_offset);
   }
+  if (p->q_positions != nullptr &&
+      (p->q_offset != 0 || p->q_offsets != nullptr || p->q_align != FOVEA_Q_ALIGN_TOP_LEFT)) {
+    return Fail(kInvalid, "q_positions is given: q_offset, q_offsets and q_align must be at their defaults then");
+  }
   if (fovea_status s = CheckWindow("window_left", &p->window_left); s != FOVEA_OK) return s;
   if (fovea_status s = CheckWindow("window_right", &p->window_right); s != FOVEA_OK) return s;
   if (fovea_status s = CheckLength("mask_kv_len", p->mask_kv_len); s != FOVEA_OK) return s;
@@ -508,6 +504,27 @@ struct Side {
   const int32_t *lens, *cu;
   int64_t len, total;
 };
+
+fovea_status CheckPaging(const fovea_attention_params& p) {
+  if (p.block_table == nullptr) {
+    const std::pair<const char*, int64_t> fields[] = {
+        {"block_table_stride", p.block_table_stride}, {"num_pages", p.num_pages}, {"page_size", p.page_size}};
+    for (const auto& [name, value] : fields) {
+      if (value != 0) return Fail(kInvalid, "%s = %" PRId64 ": must be 0 without block_table", name, value);
+    }
+    return FOVEA_OK;
+  }
+  if (p.cu_seqlens_kv != nullptr) {
+    return Fail(kInvalid, "cu_seqlens_kv is given: must be NULL where block_table is given");
+  }
+  if (fovea_status s = CheckPositive("page_size", p.page_size); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckLength("page_size", p.page_size); s != FOVEA_OK) return s;
+  if (p.num_pages < 0 || p.num_pages > std::numeric_limits<int32_t>::max()) {
+    return Fail(kInvalid, "num_pages = %" PRId64 ": must be in [0, 2^31 - 1]", p.num_pages);
+  }
+  return CheckCount("num_pages * num_kv_heads * page_size * head_dim", p.num_pages, p.num_kv_heads, p.page_size,
+                    std::max(p.head_dim, p.v_head_dim));
+}
 
 // lens or cu_seqlens of queries or of keys.
 fovea_status CheckLengths(const Side& side, int64_t batch) {
@@ -540,20 +557,71 @@ fovea_status CheckLengths(const Side& side, int64_t batch) {
   return FOVEA_OK;
 }
 
-// What mask and bias must hold over all sequences.
-struct MaskExtent {
-  int64_t rows, cols;
+// What mask and bias, and arrays of rows per sequence, must hold over all sequences.
+struct Needed {
+  int64_t mask_rows, mask_cols, longest_q, longest_kv;
 };
 
+// The distance between the rows of sequences in an array that needs `cols` of each.
+fovea_status CheckArrayStride(const char* name, int64_t stride, int64_t batch, int64_t cols, const char* what) {
+  // 0: one row for all. A smaller one than cols would let sequences run into one another.
+  if (stride < 0 || (stride != 0 && batch > 1 && stride < cols)) {
+    return Fail(kInvalid, "%s = %" PRId64 ": must be 0, or at least %" PRId64 ", the %s of the longest sequence", name,
+                stride, cols, what);
+  }
+  int64_t span;
+  if (__builtin_mul_overflow(batch, stride, &span) || span > kMaxElements) {
+    return Fail(kInvalid, "%s = %" PRId64 ": over a batch of %" PRId64 " it must span at most 2^56 elements", name,
+                stride, batch);
+  }
+  return FOVEA_OK;
+}
+
+int64_t TableColumns(const fovea_attention_params& p, int64_t kv_len) {
+  return (kv_len + p.page_size - 1) / p.page_size;
+}
+
+// Positions of one side: their array's stride, and the values, which may be negative only down to `least`.
+struct PositionSide {
+  const char *name, *stride_name, *cu_name;
+  const int32_t *data, *cu;
+  int64_t stride, least;
+};
+fovea_status CheckPositions(const fovea_attention_params& p, const PositionSide& side, int64_t longest) {
+  if (side.stride != 0 && (side.data == nullptr || side.cu != nullptr)) {
+    return Fail(kInvalid, "%s = %" PRId64 ": must be 0 %s %s", side.stride_name, side.stride,
+                side.data == nullptr ? "without" : "with", side.data == nullptr ? side.name : side.cu_name);
+  }
+  if (side.data == nullptr) return FOVEA_OK;
+  if (fovea_status s = CheckArrayStride(side.stride_name, side.stride, p.batch, longest, "rows"); s != FOVEA_OK)
+    return s;
+  const bool queries = side.data == p.q_positions;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const int32_t* values = queries ? QPositions(p, b) : KvPositions(p, b);
+    const int64_t n = queries ? QLen(p, b) : KvLen(p, b);
+    int32_t low = 0, high = 0;
+    for (int64_t i = 0; i < n; ++i) {
+      low = std::min(low, values[i]);
+      high = std::max(high, values[i]);
+    }
+    if (high <= kMaxLength && low >= side.least) continue;
+    int64_t i = 0;
+    while (values[i] <= kMaxLength && values[i] >= side.least) ++i;
+    return Fail(kInvalid, "%s[%" PRId64 "][%" PRId64 "] = %" PRId32 ": must be %s 2^30", side.name, b, i, values[i],
+                queries ? "within +-" : "below");
+  }
+  return FOVEA_OK;
+}
+
 // Every sequence's lengths, positions and mask rows. Where no array tells sequences apart, one stands for all.
-fovea_status CheckSequences(const fovea_attention_params& p, MaskExtent* mask) {
+fovea_status CheckSequences(const fovea_attention_params& p, Needed* needed) {
   const Side q = {"q_lens", "cu_seqlens_q", "q_len", "total_q", p.q_lens, p.cu_seqlens_q, p.q_len, p.total_q};
   const Side kv = {"kv_lens", "cu_seqlens_kv", "kv_len", "total_kv", p.kv_lens, p.cu_seqlens_kv, p.kv_len, p.total_kv};
   if (fovea_status s = CheckLengths(q, p.batch); s != FOVEA_OK) return s;
   if (fovea_status s = CheckLengths(kv, p.batch); s != FOVEA_OK) return s;
   const bool differ = q.lens != nullptr || q.cu != nullptr || kv.lens != nullptr || kv.cu != nullptr ||
                       p.q_offsets != nullptr || p.mask_offsets != nullptr;
-  int64_t mask_rows = 0, longest_kv = 0;
+  int64_t mask_rows = 0, longest_q = 0, longest_kv = 0;
   for (int64_t b = 0; b < (differ ? p.batch : 1); ++b) {
     if (p.q_offsets != nullptr && (p.q_offsets[b] < -kMaxLength || p.q_offsets[b] > kMaxLength)) {
       return Fail(kInvalid, "q_offsets[%" PRId64 "] = %" PRId32 ": must be within +-%" PRId64, b, p.q_offsets[b],
@@ -570,6 +638,7 @@ fovea_status CheckSequences(const fovea_attention_params& p, MaskExtent* mask) {
                   ", where scores is given",
                   p.kv_len, kv_len, b);
     }
+    longest_q = std::max(longest_q, q_len);
     longest_kv = std::max(longest_kv, kv_len);
     if (q_len == 0) continue;
     mask_rows = std::max(mask_rows, mask_offset + q_len);
@@ -582,9 +651,29 @@ fovea_status CheckSequences(const fovea_attention_params& p, MaskExtent* mask) {
                   Text(name).text, p.q_offsets != nullptr ? p.q_offsets[b] : p.q_offset, b, first, last);
     }
   }
-  mask->rows = mask_rows;
-  mask->cols = p.mask_kv_len != 0 ? p.mask_kv_len : kv.cu != nullptr ? longest_kv : p.kv_len;
-  return FOVEA_OK;
+  needed->mask_rows = mask_rows;
+  needed->mask_cols = p.mask_kv_len != 0 ? p.mask_kv_len : kv.cu != nullptr ? longest_kv : p.kv_len;
+  needed->longest_q = longest_q;
+  needed->longest_kv = longest_kv;
+  if (p.block_table != nullptr) {
+    if (fovea_status s =
+            CheckArrayStride("block_table_stride", p.block_table_stride, p.batch, TableColumns(p, longest_kv), "pages");
+        s != FOVEA_OK) {
+      return s;
+    }
+  }
+  constexpr int64_t kAny = std::numeric_limits<int32_t>::min();
+  const PositionSide q_side = {"q_positions",  "q_positions_stride", "cu_seqlens_q", p.q_positions,
+                               p.cu_seqlens_q, p.q_positions_stride, -kMaxLength};
+  const PositionSide kv_side = {"kv_positions",
+                                "kv_positions_stride",
+                                "cu_seqlens_kv",
+                                p.kv_positions,
+                                p.cu_seqlens_kv,
+                                p.kv_positions_stride,
+                                kAny};
+  if (fovea_status s = CheckPositions(p, q_side, longest_q); s != FOVEA_OK) return s;
+  return CheckPositions(p, kv_side, longest_kv);
 }
 
 fovea_status CheckSlopes(const fovea_attention_params& p) {
@@ -600,18 +689,19 @@ fovea_status CheckSlopes(const fovea_attention_params& p) {
   return FOVEA_OK;
 }
 
-fovea_status CheckTensors(CheckData check, const MaskExtent& mask, fovea_attention_params* p) {
+fovea_status CheckTensors(CheckData check, const Needed& needed, fovea_attention_params* p) {
   const int64_t q_batch = p->cu_seqlens_q != nullptr ? 1 : p->batch;
   const int64_t q_rows = p->cu_seqlens_q != nullptr ? p->total_q : p->q_len;
-  const int64_t kv_batch = p->cu_seqlens_kv != nullptr ? 1 : p->batch;
-  const int64_t kv_rows = p->cu_seqlens_kv != nullptr ? p->total_kv : p->kv_len;
+  const bool paged = p->block_table != nullptr;
+  const int64_t kv_batch = paged ? p->num_pages : p->cu_seqlens_kv != nullptr ? 1 : p->batch;
+  const int64_t kv_rows = paged ? p->page_size : p->cu_seqlens_kv != nullptr ? p->total_kv : p->kv_len;
   const int64_t q_extent[] = {q_batch, p->num_q_heads, q_rows, p->head_dim};
   const int64_t k_extent[] = {kv_batch, p->num_kv_heads, kv_rows, p->head_dim};
   const int64_t v_extent[] = {kv_batch, p->num_kv_heads, kv_rows, p->v_head_dim};
   const int64_t out_extent[] = {q_batch, p->num_q_heads, q_rows, p->v_head_dim};
   const int64_t lse_extent[] = {q_batch, p->num_q_heads, q_rows, 1};
   const int64_t scores_extent[] = {q_batch, p->num_q_heads, q_rows, p->kv_len};
-  const int64_t mask_extent[] = {p->batch, p->num_q_heads, mask.rows, mask.cols};
+  const int64_t mask_extent[] = {p->batch, p->num_q_heads, needed.mask_rows, needed.mask_cols};
   const struct {
     Expected want;
     const int64_t (&extent)[kDims];
@@ -646,6 +736,11 @@ fovea_status CheckTensors(CheckData check, const MaskExtent& mask, fovea_attenti
        p->q_lens != nullptr ? p->batch : p->batch + 1},
       {p->kv_lens != nullptr ? "kv_lens" : "cu_seqlens_kv", p->kv_lens != nullptr ? p->kv_lens : p->cu_seqlens_kv, 1, 0,
        p->kv_lens != nullptr ? p->batch : p->batch + 1},
+      {"block_table", p->block_table, p->batch, p->block_table_stride, paged ? TableColumns(*p, needed.longest_kv) : 0},
+      {"q_positions", p->q_positions, q_batch, p->q_positions_stride,
+       p->cu_seqlens_q != nullptr ? p->total_q : needed.longest_q},
+      {"kv_positions", p->kv_positions, p->cu_seqlens_kv != nullptr ? 1 : p->batch, p->kv_positions_stride,
+       p->cu_seqlens_kv != nullptr ? p->total_kv : needed.longest_kv},
   };
   for (const auto& a : arrays) {
     if (a.data == nullptr) continue;
@@ -669,13 +764,14 @@ bool SameElements(const View& a, const View& b) {
 }  // namespace
 
 fovea_status CheckParams(const fovea_attention_params* user, CheckData data, fovea_attention_params* p) {
-  MaskExtent mask = {0, 0};
+  Needed needed = {0, 0, 0, 0};
   if (fovea_status s = CopyStruct(user, "params", "fovea_attention_params_init", p); s != FOVEA_OK) return s;
   if (fovea_status s = CheckReserved(*p); s != FOVEA_OK) return s;
   if (fovea_status s = CheckExtents(p); s != FOVEA_OK) return s;
   if (fovea_status s = CheckOptions(p); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckSequences(*p, &mask); s != FOVEA_OK) return s;
-  return CheckTensors(data, mask, p);
+  if (fovea_status s = CheckPaging(*p); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckSequences(*p, &needed); s != FOVEA_OK) return s;
+  return CheckTensors(data, needed, p);
 }
 
 fovea_status CheckExec(const fovea_exec* user, fovea_exec* e) {

@@ -53,6 +53,14 @@ inline int64_t PositionOffset(const fovea_attention_params& p, int64_t b) {
          (p.q_align == FOVEA_Q_ALIGN_BOTTOM_RIGHT ? KvLen(p, b) - QLen(p, b) : 0);
 }
 
+// Where sequence b's queries and keys stand, or NULL; in a packed side's array they lie as its rows do.
+inline const int32_t* QPositions(const fovea_attention_params& p, int64_t b) {
+  return !p.q_positions ? nullptr : p.q_positions + (p.cu_seqlens_q ? p.cu_seqlens_q[b] : b * p.q_positions_stride);
+}
+inline const int32_t* KvPositions(const fovea_attention_params& p, int64_t b) {
+  return !p.kv_positions ? nullptr : p.kv_positions + (p.cu_seqlens_kv ? p.cu_seqlens_kv[b] : b * p.kv_positions_stride);
+}
+
 }  // namespace fovea
 
 #endif  // FOVEA_LIB_VALIDATE_H_

@@ -117,6 +117,25 @@ TEST_CASE("no allocation with a caller's workspace: forward on one thread and on
   }
 }
 
+TEST_CASE("no allocation with a caller's workspace: pages and positions") {
+  for (uint32_t options : {uint32_t{kPaged}, kPaged | kQPositions | kKvPositions}) {
+    for (const auto& lengths : {std::pair<int64_t, int64_t>{150, 300}, {1, 8000}}) {
+      CaseSpec spec = Spec(lengths.first, lengths.second);
+      spec.options |= options | kPoison;
+      AttentionCase c(spec);
+      fovea_exec exec = Threads(2);
+      size_t bytes = 0;
+      REQUIRE(fovea_attention_workspace_size(&c.p, &exec, &bytes) == FOVEA_OK);
+      std::vector<unsigned char> memory(bytes);
+      exec.workspace = memory.data();
+      exec.workspace_bytes = bytes;
+      fovea_status status = fovea_attention_forward(&c.p, &exec);  // starts the pool
+      CHECK(Allocations([&] { status = fovea_attention_forward(&c.p, &exec); }) == 0);
+      CHECK(status == FOVEA_OK);
+    }
+  }
+}
+
 TEST_CASE("no allocation in workspace_size, plan, run_tasks, describe, merge, or in a failing call") {
   AttentionCase c(Spec(150, 300));
   const fovea_exec exec = Threads(1);

@@ -118,10 +118,13 @@ for name, options, reference in (
         ("--causal --q-offset -2", ["--causal", "--q-offset", -2], {"mask": j <= i - 2}),
         ("--causal --q-offset bottom-right", ["--causal", "--q-offset", "bottom-right"], {"mask": j <= i + K - S}),
         ("windows", ["--window-left", 1, "--window-right", 2], {"mask": (j >= i - 1) & (j <= i + 2)}),
+        ("--page-size 4", ["--page-size", 4, "--causal", "--q-offset", "bottom-right"], {"mask": j <= i + K - S}),
+        ("--page-size 1000", ["--page-size", 1000], {}),
         ("--threads 1", ["--threads", 1], {})):
     checks.run(f"cli: {name}", lambda: computes(q, k, v, options, **reference))
 checks.run("cli: 3 dimensions are a batch of 1", computes, q[0], k[0], v[0])
 checks.run("cli: 0 keys", computes, q, k[:, :, :0], v[:, :, :0])
+checks.run("cli: 0 keys in pages", computes, q, k[:, :, :0], v[:, :, :0], ["--page-size", 4])
 checks.run("cli: 0 queries", computes, q[:, :, :0], k, v)
 
 def dtype_option(name, rounded):
@@ -315,6 +318,7 @@ for name, part, options, arrays in (
         ("--q-offset top", "--q-offset", ["--q-offset", "top"], {}),
         ("--q-offset of nothing", "--q-offset", ["--q-offset", ""], {}),
         ("--threads -1", "num_threads", ["--threads", "-1"], {}),
+        ("--page-size -1", "--page-size", ["--page-size", "-1"], {}),
         ("--repeat 0", "--repeat", ["--repeat", "0"], {}),
         ("--tolerance -1", "--tolerance", ["--tolerance", "-1"], {}),
         ("--tolerance nan", "--tolerance", ["--tolerance", "nan"], {}),

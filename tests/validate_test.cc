@@ -103,6 +103,15 @@ struct Problem {
     p.k = fovea_tensor_bshd(memory.k, FOVEA_F32, kKvHeads, 1, kHeadDim);
     p.v = fovea_tensor_bshd(memory.v, FOVEA_F32, kKvHeads, 1, kVHeadDim);
   }
+  // Pages of two keys, 5 of them; three per sequence.
+  void PageKeys() {
+    p.block_table = Array({0, 1, 2, 3, 4, 0});
+    p.block_table_stride = 3;
+    p.num_pages = 5;
+    p.page_size = 2;
+    p.k = fovea_tensor_bhsd(memory.k, FOVEA_F32, kKvHeads, 2, kHeadDim);
+    p.v = fovea_tensor_bhsd(memory.v, FOVEA_F32, kKvHeads, 2, kVHeadDim);
+  }
   // Params as a later version would pass them, with one more field.
   void Lengthen(unsigned char new_field) {
     p.struct_size = sizeof memory.longer;
@@ -156,14 +165,8 @@ const Case kRefused[] = {
     {"batch * num_q_heads", kInvalid, kAlways, [](Problem& t) { t.p.num_q_heads = int64_t{1} << 62; }},
     {"head_dim = 2 * 4 * 3 *", kInvalid, kAlways, [](Problem& t) { t.p.head_dim = kMax; }},
     {"head_dim = 2 * 4 * 3 *", kInvalid, kAlways, [](Problem& t) { t.p.v_head_dim = kMax; }},
-    {"total_q", kInvalid, kAlways,
-     [](Problem& t) {
-       t.PackQueries({0, 1, 2}, kMax);
-     }},
-    {"total_kv", kInvalid, kAlways,
-     [](Problem& t) {
-       t.PackKeys({0, 1, 2}, kMax);
-     }},
+    {"total_q", kInvalid, kAlways, [](Problem& t) { t.PackQueries({0, 1, 2}, kMax); }},
+    {"total_kv", kInvalid, kAlways, [](Problem& t) { t.PackKeys({0, 1, 2}, kMax); }},
 
     // Tensors: dtype, data, strides.
     {"q.dtype = NONE: must be F32, BF16 or F16", kInvalid, kAlways, [](Problem& t) { t.p.q = {}; }},
@@ -280,14 +283,59 @@ const Case kRefused[] = {
      [](Problem& t) { t.PackKeys({0, 2, 5}, 6), t.GiveScores(), t.p.kv_len = 2; }},
 
     // Reserved fields.
-    {"block_table is set", kUnsupported, kAlways, [](Problem& t) { t.p.block_table = t.memory.array; }},
-    {"block_table_stride", kUnsupported, kAlways, [](Problem& t) { t.p.block_table_stride = 1; }},
-    {"num_pages", kUnsupported, kAlways, [](Problem& t) { t.p.num_pages = 1; }},
-    {"page_size", kUnsupported, kAlways, [](Problem& t) { t.p.page_size = 16; }},
-    {"q_positions is set", kUnsupported, kAlways, [](Problem& t) { t.p.q_positions = t.memory.array; }},
-    {"kv_positions is set", kUnsupported, kAlways, [](Problem& t) { t.p.kv_positions = t.memory.array; }},
-    {"q_positions_stride", kUnsupported, kAlways, [](Problem& t) { t.p.q_positions_stride = 1; }},
-    {"kv_positions_stride", kUnsupported, kAlways, [](Problem& t) { t.p.kv_positions_stride = 1; }},
+    {"block_table_stride = 1: must be 0 without block_table", kInvalid, kAlways,
+     [](Problem& t) { t.p.block_table_stride = 1; }},
+    {"num_pages = 1: must be 0 without block_table", kInvalid, kAlways, [](Problem& t) { t.p.num_pages = 1; }},
+    {"page_size = 16: must be 0 without block_table", kInvalid, kAlways, [](Problem& t) { t.p.page_size = 16; }},
+    {"page_size = 0: must be positive", kInvalid, kAlways, [](Problem& t) { t.PageKeys(), t.p.page_size = 0; }},
+    {"page_size = -2", kInvalid, kAlways, [](Problem& t) { t.PageKeys(), t.p.page_size = -2; }},
+    {"page_size = 1073741824", kInvalid, kAlways, [](Problem& t) { t.PageKeys(), t.p.page_size = int64_t{1} << 30; }},
+    {"num_pages = -1", kInvalid, kAlways, [](Problem& t) { t.PageKeys(), t.p.num_pages = -1; }},
+    {"num_pages = 2147483648", kInvalid, kAlways, [](Problem& t) { t.PageKeys(), t.p.num_pages = int64_t{1} << 31; }},
+    {"num_pages * num_kv_heads * page_size * head_dim = 2147483647 *", kInvalid, kAlways,
+     [](Problem& t) { t.PageKeys(), t.p.num_pages = INT32_MAX, t.p.page_size = 1 << 29; }},
+    {"block_table_stride = 2: must be 0, or at least 3", kInvalid, kAlways,
+     [](Problem& t) { t.PageKeys(), t.p.block_table_stride = 2; }},
+    {"block_table_stride = -3", kInvalid, kAlways, [](Problem& t) { t.PageKeys(), t.p.block_table_stride = -3; }},
+    {"block_table_stride = 9223372036854775807: over a batch", kInvalid, kAlways,
+     [](Problem& t) { t.PageKeys(), t.p.block_table_stride = kMax; }},
+    {"cu_seqlens_kv is given: must be NULL where block_table", kInvalid, kAlways,
+     [](Problem& t) { t.PackKeys({0, 1, 2}, 6), t.PageKeys(); }},
+    {"k.data = NULL", kInvalid, kData, [](Problem& t) { t.PageKeys(), t.p.k.data = nullptr; }},
+    {"k.stride_batch", kInvalid, kAlways, [](Problem& t) { t.PageKeys(), t.p.k.stride_batch = kMax; }},
+    {"block_table[1][1] = 5: must be in [0, num_pages = 5)", kInvalid, kData,
+     [](Problem& t) { t.PageKeys(), t.memory.array[4] = 5; }},
+    {"block_table[0][2] = -1", kInvalid, kData, [](Problem& t) { t.PageKeys(), t.memory.array[2] = -1; }},
+    {"out overlaps block_table", kInvalid, kData,
+     [](Problem& t) { t.PageKeys(), t.p.block_table = reinterpret_cast<int32_t*>(t.memory.out); }},
+    {"lse overlaps k", kInvalid, kData, [](Problem& t) { t.PageKeys(), t.p.lse.data = t.memory.k + 159; }},
+    {"q_positions_stride = 1: must be 0 without q_positions", kInvalid, kAlways,
+     [](Problem& t) { t.p.q_positions_stride = 1; }},
+    {"kv_positions_stride = 5: must be 0 without kv_positions", kInvalid, kAlways,
+     [](Problem& t) { t.p.kv_positions_stride = 5; }},
+    {"q_positions_stride = 2: must be 0, or at least 3", kInvalid, kAlways,
+     [](Problem& t) { t.p.q_positions = t.memory.array, t.p.q_positions_stride = 2; }},
+    {"kv_positions_stride = -5", kInvalid, kAlways,
+     [](Problem& t) { t.p.kv_positions = t.memory.array, t.p.kv_positions_stride = -5; }},
+    {"kv_positions_stride = 9223372036854775807: over a batch", kInvalid, kAlways,
+     [](Problem& t) { t.p.kv_positions = t.memory.array, t.p.kv_positions_stride = kMax; }},
+    {"q_positions_stride = 3: must be 0 with cu_seqlens_q", kInvalid, kAlways,
+     [](Problem& t) { t.PackQueries({0, 1, 2}, 6), t.p.q_positions = t.memory.array, t.p.q_positions_stride = 3; }},
+    {"q_positions[0][2] = 1073741824: must be within", kInvalid, kAlways,
+     [](Problem& t) { t.p.q_positions = t.Array({0, 1, 1 << 30}); }},
+    {"q_positions[1][0] = -1073741824: must be within", kInvalid, kAlways,
+     [](Problem& t) { t.p.q_positions = t.Array({0, 1, 2, -(1 << 30), 1, 2}), t.p.q_positions_stride = 3; }},
+    {"kv_positions[0][4] = 1073741824: must be below 2^30", kInvalid, kAlways,
+     [](Problem& t) { t.p.kv_positions = t.Array({0, 1, -1, INT32_MIN, 1 << 30}); }},
+    {"q_positions is given: q_offset, q_offsets and q_align", kInvalid, kAlways,
+     [](Problem& t) { t.p.q_positions = t.memory.array, t.p.q_offset = 1; }},
+    {"q_positions is given", kInvalid, kAlways, [](Problem& t) { t.p.q_positions = t.p.q_offsets = t.memory.array; }},
+    {"q_positions is given", kInvalid, kAlways,
+     [](Problem& t) { t.p.q_positions = t.memory.array, t.p.q_align = FOVEA_Q_ALIGN_BOTTOM_RIGHT; }},
+    {"out overlaps q_positions", kInvalid, kData,
+     [](Problem& t) { t.p.q_positions = reinterpret_cast<int32_t*>(t.memory.out); }},
+    {"lse overlaps kv_positions", kInvalid, kData,
+     [](Problem& t) { t.p.kv_positions = reinterpret_cast<int32_t*>(t.memory.lse); }},
     {"k_scale", kUnsupported, kAlways, [](Problem& t) { t.p.k_scale.dtype = FOVEA_F32; }},
     {"v_scale", kUnsupported, kAlways, [](Problem& t) { t.p.v_scale.data = t.memory.sinks; }},
     {"k_channel_scale", kUnsupported, kAlways, [](Problem& t) { t.p.k_channel_scale.stride_row = 1; }},
@@ -386,10 +434,7 @@ const struct {
     {"no queries, no data", [](Problem& t) { t.p.q_len = 0, t.p.q.data = t.p.out.data = t.p.lse.data = nullptr; }},
     {"no keys, no data", [](Problem& t) { t.p.kv_len = 0, t.p.k.data = t.p.v.data = nullptr; }},
     {"no queries, overlap", [](Problem& t) { t.p.q_len = 0, t.p.out.data = t.p.q.data; }},
-    {"all sequences empty",
-     [](Problem& t) {
-       t.PackQueries({0, 0, 0}, 0), t.PackKeys({0, 0, 0}, 0);
-     }},
+    {"all sequences empty", [](Problem& t) { t.PackQueries({0, 0, 0}, 0), t.PackKeys({0, 0, 0}, 0); }},
     {"the outermost positions", [](Problem& t) { t.p.q_offset = (int64_t{1} << 30) - kQLen; }},
     {"negative strides",
      [](Problem& t) {
@@ -399,6 +444,20 @@ const struct {
     {"scores transposed", [](Problem& t) { t.GiveScores(), t.p.scores.stride_row = 1, t.p.scores.stride_col = kQLen; }},
     {"mask broadcast over all but keys",
      [](Problem& t) { t.GiveMask(), t.p.mask.stride_batch = t.p.mask.stride_head = t.p.mask.stride_row = 0; }},
+    {"pages", [](Problem& t) { t.PageKeys(); }},
+    {"pages, all sequences of one table", [](Problem& t) { t.PageKeys(), t.p.block_table_stride = 0; }},
+    {"pages, an entry past kv_lens",
+     [](Problem& t) {
+       static const int32_t lens[] = {2, 5};
+       t.PageKeys(), t.p.kv_lens = lens, t.memory.array[1] = -1, t.memory.array[2] = 99;
+     }},
+    {"one page",
+     [](Problem& t) {
+       t.PageKeys(), t.p.num_pages = 1, t.p.page_size = 5, t.p.block_table_stride = 0, t.p.k.stride_batch = kMax;
+     }},
+    {"positions of both sides",
+     [](Problem& t) { t.p.q_positions = t.p.kv_positions = t.Array({0, 7, (1 << 30) - 1, 3, -1, 1}); }},
+    {"packed positions", [](Problem& t) { t.PackQueries({0, 2, 3}, 3), t.p.q_positions = t.memory.array; }},
     {"slopes shared by the batch", [](Problem& t) { t.GiveSlopes(), t.p.alibi_stride_batch = 0; }},
     {"a mask of more columns than keys",
      [](Problem& t) {

@@ -134,6 +134,30 @@ fovea_tensor Broadcast(const char* option, const std::string& path, const Shape&
   return view;
 }
 
+// An operand of shape [batch, heads, rows, dim] in pages [heads, page_size, dim], the last rows first, and where they lie.
+Stored DealPages(const Stored& array, const Shape& shape, int64_t page_size, std::vector<int32_t>* table) {
+  const int64_t heads = shape[1], rows = shape[2], dim = shape[3];
+  const int64_t columns = (rows + page_size - 1) / page_size, num_pages = shape[0] * columns;
+  Stored pages;
+  pages.dtype = array.dtype;
+  table->resize(static_cast<size_t>(num_pages));
+  for (int64_t n = 0; n < num_pages; ++n) (*table)[static_cast<size_t>(n)] = static_cast<int32_t>(num_pages - 1 - n);
+  const auto deal = [&](const auto& from, auto* to) {
+    if (from.empty()) return;
+    to->resize(Elements("the pages", {num_pages, heads, page_size, dim}));
+    for (int64_t n = 0; n < num_pages; ++n) {
+      const int64_t page = (*table)[static_cast<size_t>(n)], b = n / columns, first = n % columns * page_size;
+      for (int64_t h = 0; h < heads; ++h) {
+        std::copy_n(from.data() + ((b * heads + h) * rows + first) * dim, std::min(page_size, rows - first) * dim,
+                    to->data() + (page * heads + h) * page_size * dim);
+      }
+    }
+  };
+  deal(array.f32, &pages.f32);
+  deal(array.bits, &pages.bits);
+  return pages;
+}
+
 // The largest |got - want| / max(1, |want| * relative). Equal infinities, and NaN at the same place, are no error; any
 // other NaN or infinity is an infinite one.
 double LargestError(const std::vector<float>& got, const std::vector<float>& want, double relative) {
@@ -212,6 +236,7 @@ fovea_dtype ParseDtype(const char* option, const std::string& text) {
 
 int RunAttend(const AttendOptions& o) {
   if (o.repeat < 1) throw InputError(fmt::format("--repeat {}: at least 1", o.repeat));
+  if (o.page_size < 0) throw InputError(fmt::format("--page-size {}: at least 1", o.page_size));
   if (o.scale && std::isnan(*o.scale)) throw InputError("--scale nan: a number is wanted");
   if (o.tolerance && !(*o.tolerance >= 0)) throw InputError(fmt::format("--tolerance {}: at least 0", *o.tolerance));
   const fovea_dtype dtype = o.dtype.empty() ? FOVEA_DTYPE_NONE : ParseDtype("--dtype", o.dtype);
@@ -241,6 +266,19 @@ int RunAttend(const AttendOptions& o) {
   params.q = Contiguous(q_data.data(), q_data.dtype, q.shape);
   params.k = Contiguous(k_data.data(), k_data.dtype, k.shape);
   params.v = Contiguous(v_data.data(), v_data.dtype, v.shape);
+  std::vector<int32_t> table;
+  Stored k_pages, v_pages;
+  if (o.page_size > 0) {
+    k_pages = DealPages(k_data, k.shape, o.page_size, &table);
+    v_pages = DealPages(v_data, v.shape, o.page_size, &table);
+    params.k = Contiguous(k_pages.data(), k_pages.dtype, {0, k.shape[1], o.page_size, k.shape[3]});
+    params.v = Contiguous(v_pages.data(), v_pages.dtype, {0, v.shape[1], o.page_size, v.shape[3]});
+    params.page_size = o.page_size;
+    params.num_pages = static_cast<int64_t>(table.size());
+    params.block_table_stride = (params.kv_len + o.page_size - 1) / o.page_size;
+    table.resize(table.size() + 1);  // without pages it is a table still
+    params.block_table = table.data();
+  }
   params.causal = o.causal;
   params.window_left = o.window_left;
   params.window_right = o.window_right;

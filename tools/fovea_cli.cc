@@ -77,6 +77,9 @@ void AddAttendOptions(CLI::App* attend, AttendOptions* o) {
       ->add_option("--dtype", o->dtype, "f32, bf16 or f16: round q, k, v and bias to it first; default: as in their files")
       ->type_name("TYPE");
   attend->add_option("--threads", o->threads, "default: all that OpenMP would use")->type_name("N")->check(whole);
+  attend->add_option("--page-size", o->page_size, "deal K and V into pages of this many keys first")
+      ->type_name("N")
+      ->check(whole);
   attend->add_option("--target", o->target, "instruction set, one of `fovea info`")->type_name("NAME");
   attend->add_option("--repeat", o->repeat, "timed runs after the first; the median is printed")
       ->type_name("N")

@@ -10,7 +10,8 @@
  *   O[i]     = sum_j P[i][j] V[j]
  *   LSE[i]   = log(sum_j exp(S[i][j]) + exp(sinks[h]))                   natural logarithm; the sink only where given
  *
- *   pos(i) = i + q_offset (or q_offsets[b])  [+ kv_len_b - q_len_b with FOVEA_Q_ALIGN_BOTTOM_RIGHT]
+ *   pos(i) = i + q_offset (or q_offsets[b])  [+ kv_len_b - q_len_b with FOVEA_Q_ALIGN_BOTTOM_RIGHT], or q_positions[b][i];
+ *   with kv_positions, kv_positions[b][j] stands for j here and in ALiBi's distance.
  *   causal: j <= pos(i).   window: pos(i) - window_left <= j <= pos(i) + window_right, -1 leaves a side open.
  *   Query head h reads kv head h / (num_q_heads / num_kv_heads).
  *
@@ -138,7 +139,8 @@ typedef struct fovea_attention_params {
 
   /* Extents. Any positive number, lengths may be 0; lengths at most 2^30 - 1. num_kv_heads divides num_q_heads.
    * Padded: q_len and kv_len are the rows that the tensors hold per sequence. On a packed side (cu_seqlens) they are only an
-   * upper bound for each sequence's length and may be 0 (not checked); scores need kv_len as their column count. */
+   * upper bound for each sequence's length and may be 0 (not checked); scores need kv_len as their column count. Paged keys: kv_len
+   * is the length of a sequence without kv_lens. */
   int64_t batch;
   int64_t num_q_heads;
   int64_t num_kv_heads;
@@ -190,17 +192,26 @@ typedef struct fovea_attention_params {
   int64_t total_q;              /* rows of the packed q, out, lse, scores; 0 without cu_seqlens_q */
   int64_t total_kv;             /* rows of the packed k, v; 0 without cu_seqlens_kv */
 
-  /* RESERVED: a paged cache. stride_batch of k and v is the distance between pages then. */
+  /* A paged cache (vLLM's block tables; Kwon et al. 2023, "PagedAttention"). k and v are [num_pages][num_kv_heads][page_size][dim],
+   * stride_batch the distance between pages; kv_len is an upper bound of each sequence's length, kv_lens gives them; not with
+   * cu_seqlens_kv. Key j of sequence b is row j % page_size of page block_table[b * block_table_stride + j / page_size]. Pages lie
+   * in any order and may be shared, within a sequence and between them. Only entries of keys that some row may attend to must be
+   * pages, in [0, num_pages); others may hold anything (where neither length, causality nor window let a row need them they are not
+   * read, unless there are positions), but scores RAW and SOFT_CAPPED need every key. An entry that is needed and is no page is FOVEA_ERR_INVALID_ARGUMENT.
+   * The same bits as from a contiguous copy. All 0 without block_table. */
   const int32_t* block_table; /* [batch][block_table_stride] page numbers */
-  int64_t block_table_stride;
-  int64_t num_pages;
-  int64_t page_size;
+  int64_t block_table_stride; /* 0: one row for all sequences; else at least the pages of the longest sequence */
+  int64_t num_pages;          /* below 2^31, may be 0 */
+  int64_t page_size;          /* keys of a page, any positive number below 2^30 */
 
-  /* RESERVED: positions that replace pos(i) and j in causality, window and ALiBi. */
-  const int32_t* q_positions;  /* [batch][q_positions_stride] */
-  const int32_t* kv_positions; /* [batch][kv_positions_stride]; negative = forbidden */
-  int64_t q_positions_stride;
-  int64_t kv_positions_stride;
+  /* Where queries and keys stand, each optional: q_positions replaces pos(i), kv_positions j, in causality, window and ALiBi (ring
+   * buffers of keys, shared caches, trees of drafts); columns of mask, bias and scores, lengths and pages go on counting rows. In any
+   * order, the same place more than once. On a packed side they lie as its rows do, [total_q] or [total_kv], and the stride is 0. The
+   * bits of the same call without, where they are the rows' own order, with FOVEA_BATCH_INVARIANT. */
+  const int32_t* q_positions;  /* [batch][q_positions_stride], within +-2^30; with q_offset 0, no q_offsets, q_align TOP_LEFT */
+  const int32_t* kv_positions; /* [batch][kv_positions_stride], below 2^30; a key at a negative one is forbidden */
+  int64_t q_positions_stride;  /* 0: one row for all sequences; else at least the rows of the longest */
+  int64_t kv_positions_stride; /* likewise */
 
   /* RESERVED: scales of an int8 cache, F32. */
   fovea_tensor k_scale;         /* [batch][num_kv_heads][kv_len] */
@@ -265,7 +276,7 @@ typedef struct fovea_plan fovea_plan;
 
 /* Checks params and writes a plan into mem (fovea_attention_workspace_size() bytes, any alignment). *plan points into mem. It
  * serves any params of the same shapes, strides, options and lengths (contents of arrays included) with other data
- * pointers, such as all layers of a model; the target is fixed here, exec->workspace is not used. It holds the scratch of exec->num_threads workers: one run of it at a time. */
+ * pointers, such as all layers of a model, and another block_table (num_pages and page_size the same) and other positions; the target is fixed here, exec->workspace is not used. It holds the scratch of exec->num_threads workers: one run of it at a time. */
 FOVEA_API fovea_status fovea_attention_plan(const fovea_attention_params* params, const fovea_exec* exec, void* mem,
                                             size_t bytes, const fovea_plan** plan);
 /* Phases run one after another; the tasks of a phase are independent. */

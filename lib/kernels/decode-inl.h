@@ -222,14 +222,14 @@ struct DecodeBlock {
   size_t half;
 };
 
-// Scores of the block's keys [first, first + n), counted from begin, for all rows.
+// Scores of the block's keys [first, first + n), counted from begin and one stride apart, for all rows.
 template <class T>
 HWY_INLINE void DotKeyRange(const AttentionTask& t, T /*type of K*/, DecodeRow* rows, size_t num_rows, const DecodeBlock& block, size_t first,
                             size_t n) {
   const size_t dim = static_cast<size_t>(t.head_dim), pitch = PadToVector(dim);
   const size_t at = block.half * kDecodeKeys + static_cast<size_t>(block.begin - block.kb) + first;
   const int64_t stride = t.k_stride_row;
-  const T* k = static_cast<const T*>(t.k) + (block.begin + static_cast<int32_t>(first)) * stride;
+  const T* k = static_cast<const T*>(KRow(t, block.begin + static_cast<int32_t>(first)));
   const bool ahead = num_rows >= kPrefetchFrom;
   size_t r = 0;
   for (; r + 4 <= num_rows; r += 4) DotChunk<4>(k, stride, rows[r].q, pitch, dim, n, ahead && r == 0, rows[r].p + at);
@@ -244,7 +244,7 @@ HWY_INLINE void PvKeyRange(const AttentionTask& t, T /*type of V*/, DecodeRow* r
   const size_t dim = static_cast<size_t>(t.v_head_dim), pitch = PadToVector(dim);
   const size_t at = block.half * kDecodeKeys + static_cast<size_t>(block.begin - block.kb) + first;
   const int64_t stride = t.v_stride_row;
-  const T* v = static_cast<const T*>(t.v) + (block.begin + static_cast<int32_t>(first)) * stride;
+  const T* v = static_cast<const T*>(VRow(t, block.begin + static_cast<int32_t>(first)));
   if (redo) {
     for (size_t j = 0; j < n; ++j, v += stride) {
       const int32_t key = block.begin + static_cast<int32_t>(first + j);
@@ -259,6 +259,15 @@ HWY_INLINE void PvKeyRange(const AttentionTask& t, T /*type of V*/, DecodeRow* r
   size_t r = 0;
   for (; r + 2 <= num_rows; r += 2) PvChunk<2>(v, stride, rows[r].p + at, dim, n, rows[r].block_o, pitch);
   for (; r < num_rows; ++r) PvChunk<1>(v, stride, rows[r].p + at, dim, n, rows[r].block_o, pitch);
+}
+
+// Calls f(first, n) for those of the block's keys [first, first + n), counted from begin, that lie one stride apart: all, or a page's.
+template <class F>
+HWY_INLINE void EachRun(const AttentionTask& t, const DecodeBlock& block, size_t first, size_t n, const F& f) {
+  for (size_t run; n > 0; first += run, n -= run) {
+    run = static_cast<size_t>(KeysInStride(t, block.begin + static_cast<int32_t>(first), static_cast<int32_t>(n)));
+    f(first, run);
+  }
 }
 
 // Calls f with a value of the storage type.
@@ -305,10 +314,14 @@ HWY_NOINLINE void DecodeRows(const AttentionTask& t, const ScoreRule& score, Dec
     const size_t pv_keys = pending ? static_cast<size_t>(block.end - block.begin) : 0;
     for (size_t j = 0; j < HWY_MAX(qk_keys, pv_keys); j += kChunkKeys) {
       if (j < qk_keys) {
-        WithType(t.k_dtype, [&](auto type) HWY_ATTR { DotKeyRange(t, type, rows, n, next, j, HWY_MIN(kChunkKeys, qk_keys - j)); });
+        EachRun(t, next, j, HWY_MIN(kChunkKeys, qk_keys - j), [&](size_t first, size_t run) HWY_ATTR {
+          WithType(t.k_dtype, [&](auto type) HWY_ATTR { DotKeyRange(t, type, rows, n, next, first, run); });
+        });
       }
       if (j < pv_keys) {
-        WithType(t.v_dtype, [&](auto type) HWY_ATTR { PvKeyRange(t, type, rows, n, block, j, HWY_MIN(kChunkKeys, pv_keys - j), rule, redo); });
+        EachRun(t, block, j, HWY_MIN(kChunkKeys, pv_keys - j), [&](size_t first, size_t run) HWY_ATTR {
+          WithType(t.v_dtype, [&](auto type) HWY_ATTR { PvKeyRange(t, type, rows, n, block, first, run, rule, redo); });
+        });
       }
     }
     for (size_t r = 0; pending && r < n; ++r) AddBlock(rows[r], o_pitch);
@@ -349,7 +362,7 @@ HWY_NOINLINE void DecodeF32(const AttentionTask& t, const KernelScratch& s) {
     row.p = s.p + r * kBlockKeys;
     row.bias = s.bias + r * kBlockKeys;
     row.slope = t.slopes ? t.slopes[h] : 0.0f;
-    row.pos = static_cast<int32_t>(i + t.pos0);
+    row.pos = static_cast<int32_t>(Position(t, i));
     RowRange(t, i, &row.lo, &row.hi);
     ConvertRowToF32(t.q_dtype, At(t.q, t.q_dtype, h * t.q_stride_head + i * t.q_stride_row), dim, row.q);
     for (size_t c = 0; c < q_pitch; ++c) row.q[c] = c < dim ? row.q[c] * score.q_factor : 0.0f;

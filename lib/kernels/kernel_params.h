@@ -71,6 +71,9 @@ struct AttentionTask {
   int32_t q_dtype, k_dtype, v_dtype, out_dtype, bias_dtype;  // StorageType
   int64_t q_stride_head, q_stride_row;
   int64_t k_stride_row, v_stride_row;
+  const int32_t* block_table;            // of the sequence, null: not paged. Key j is row j % page_size of page block_table[j / page_size]
+  int64_t k_stride_page, v_stride_page;
+  int32_t page_size, num_pages;
   int64_t out_stride_head, out_stride_row;
   int64_t lse_stride_head, lse_stride_row;
   int64_t stats_stride_head;
@@ -82,6 +85,8 @@ struct AttentionTask {
   int64_t scores_cols; // columns of a row of scores, >= kv_len
   int64_t window_left, window_right;  // -1 = open
   int64_t pos0;        // pos(i) = i + pos0
+  const int32_t* q_positions;   // of the sequence: pos(i) = q_positions[i], or null
+  const int32_t* kv_positions;  // of the sequence: key j stands at kv_positions[j], forbidden if negative; or null: at j
   int32_t causal;
   int32_t group, q_len, kv_len, head_dim, v_head_dim;
   int32_t lane_begin, lane_count;
@@ -112,14 +117,28 @@ struct RopeTask {
   bool interleaved;
 };
 
-// The keys that causality, window, length, mask columns and the task's own range leave to row i: [*lo, *hi], empty if *lo > *hi.
+static inline int64_t Position(const AttentionTask& t, int64_t i) { return t.q_positions ? t.q_positions[i] : i + t.pos0; }
+
+// The task's keys that mask and bias have columns for: [*lo, *hi], empty if *lo > *hi.
+static inline void TaskKeys(const AttentionTask& t, int32_t* lo, int32_t* hi) {
+  int64_t last = int64_t{t.kv_end} - 1;
+  if ((t.mask || t.bias) && last > t.mask_first + t.mask_cols - 1) last = t.mask_first + t.mask_cols - 1;
+  *lo = t.kv_begin;
+  *hi = static_cast<int32_t>(last < t.kv_begin ? int64_t{t.kv_begin} - 1 : last);
+}
+
+// What causality and window leave to row i of the task's keys: [*lo, *hi], empty if *lo > *hi. With kv_positions these are not keys but the
+// positions at which a key may stand.
 static inline void RowRange(const AttentionTask& t, int64_t i, int32_t* lo, int32_t* hi) {
-  const int64_t pos = i + t.pos0;
-  int64_t first = t.kv_begin, last = int64_t{t.kv_end} - 1;
+  const int64_t pos = Position(t, i);
+  int64_t first = 0, last = INT32_MAX;
+  if (!t.kv_positions) {
+    TaskKeys(t, lo, hi);
+    first = *lo, last = *hi;
+  }
   if (t.causal && last > pos) last = pos;
   if (t.window_left >= 0 && first < pos - t.window_left) first = pos - t.window_left;
   if (t.window_right >= 0 && last > pos + t.window_right) last = pos + t.window_right;
-  if ((t.mask || t.bias) && last > t.mask_first + t.mask_cols - 1) last = t.mask_first + t.mask_cols - 1;
   if (first > last) first = t.kv_begin, last = int64_t{t.kv_begin} - 1;
   *lo = static_cast<int32_t>(first);
   *hi = static_cast<int32_t>(last);

@@ -29,14 +29,29 @@ namespace hn = hwy::HWY_NAMESPACE;
 // What of block kb a tile has to compute: keys [begin, end), empty if nothing is permitted; use_bias: mask or bias matter there.
 struct BlockWork {
   int32_t begin, end;
+  int32_t all_begin, all_end;  // keys within, which causality and window permit to all lanes
   bool use_bias;
 };
 
 HWY_INLINE BlockWork FindBlockWork(const AttentionTask& t, const Tile& tile, int32_t kb) {
   BlockWork w;
-  w.begin = HWY_MAX(kb, tile.any_lo);
-  w.end = HWY_MIN(kb + kBlockKeys, tile.any_hi + 1);
+  int32_t lo, hi;
+  KeyUnion(t, &tile, 1, &lo, &hi);
+  w.begin = HWY_MAX(kb, lo);
+  w.end = HWY_MIN(kb + kBlockKeys, hi + 1);
+  w.all_begin = HWY_MAX(w.begin, tile.all_lo);
+  w.all_end = HWY_MIN(w.end, tile.all_hi + 1);
   w.use_bias = false;
+  if (const int32_t* at = t.kv_positions) {
+    const auto outside = [&](int32_t key) HWY_ATTR { return at[key] < tile.any_lo || at[key] > tile.any_hi; };
+    while (w.begin < w.end && outside(w.begin)) ++w.begin;
+    while (w.begin < w.end && outside(w.end - 1)) --w.end;
+    w.all_begin = w.begin;
+    w.all_end = w.end;
+    for (int32_t j = w.begin; j < w.end; ++j) {
+      if (at[j] < tile.all_lo || at[j] > tile.all_hi) w.all_end = w.begin;
+    }
+  }
   if (w.begin >= w.end) return w;
   const Permits permits = ScanLanes(t, tile.first_lane, tile.lanes, w.begin, w.end);
   if (!permits.any) w.end = w.begin;
@@ -157,17 +172,17 @@ HWY_NOINLINE void QkSoftmaxGroup(const Tile& tile, const float* const* HWY_RESTR
   if constexpr (NV > 2) ExpColumn(c0, c1, c2, c3, c4, c5, c6, c7, hn::Load(d, tile.m + 2 * N), p + 2 * N, L, tile.block_l + 2 * N);
 }
 
-// Options and permission applied to a group whose S^T rows lie at p, then its softmax. key: the group's first; bias: its rows, or null; allow: where to
-// note permission, or null.
+// Options and permission applied to a group whose S^T rows lie at p, then its softmax. key: the group's first; end: keys from here on
+// are not permitted (with kv_positions; without, the lanes' ranges say so); bias: the group's rows, or null; allow: where to note permission, or null.
 template <int NV>
-HWY_NOINLINE void MaskedSoftmaxGroup(const Tile& tile, const ScoreRule& score, int32_t key, const float* HWY_RESTRICT bias,
-                                     float* HWY_RESTRICT allow, size_t v_head_dim, float* HWY_RESTRICT p, float* p_begin,
+HWY_NOINLINE void MaskedSoftmaxGroup(const Tile& tile, const ScoreRule& score, const int32_t* kv_positions, int32_t key, int32_t end,
+                                     const float* HWY_RESTRICT bias, float* HWY_RESTRICT allow, size_t v_head_dim, float* HWY_RESTRICT p, float* p_begin,
                                      const MaxRule& rule) {
   const DF d;
   const size_t N = hn::Lanes(d), L = NV * N;
   for (size_t r = 0; r < kTileKeys; ++r) {
     for (size_t c = 0; c < L; c += N) {
-      const auto s = MaskedScore(tile, score, key + static_cast<int32_t>(r), bias ? bias + r * L : nullptr,
+      const auto s = MaskedScore(tile, score, KeyPosition(kv_positions, key + static_cast<int32_t>(r), end), bias ? bias + r * L : nullptr,
                                  allow ? allow + r * L : nullptr, hn::Load(d, p + r * L + c), c);
       hn::Store(s, d, p + r * L + c);
     }
@@ -190,13 +205,13 @@ HWY_NOINLINE void QkSoftmaxBlock(const AttentionTask& t, const KernelScratch& s,
   for (size_t c = 0; c < L; c += hn::Lanes(d)) hn::Store(hn::Zero(d), d, tile.block_l + c);
   for (int32_t g = g0; g < w.end; g += kTileKeys) {
     // A group that every lane may attend to wholly.
-    if (plain && g >= tile.all_lo && g + kTileKeys <= HWY_MIN(tile.all_hi + 1, w.end)) {
+    if (plain && g >= w.all_begin && g + kTileKeys <= w.all_end) {
       QkSoftmaxGroup<NV>(tile, k + g, head_dim, v_head_dim, p_row(g), p_row(g0), rule);
       continue;
     }
     QkStoreGroup<NV>(tile, k + g, head_dim, p_row(g));
     const size_t row = static_cast<size_t>(g - kb) * L;
-    MaskedSoftmaxGroup<NV>(tile, score, g, w.use_bias ? s.bias + row : nullptr, redo ? s.allow + row : nullptr, v_head_dim,
+    MaskedSoftmaxGroup<NV>(tile, score, t.kv_positions, g, w.end, w.use_bias ? s.bias + row : nullptr, redo ? s.allow + row : nullptr, v_head_dim,
                            p_row(g), p_row(g0), rule);
   }
   for (size_t c = 0; c < L; c += hn::Lanes(d)) {
@@ -252,7 +267,7 @@ HWY_NOINLINE void RunBlocks(const AttentionTask& t, const KernelScratch& s, cons
   const ScoreRule score = MakeScoreRule(t, kLog2E);
   for (size_t n = 0; n < num_tiles; ++n) StartTile(t, tiles[n]);
   int32_t lo, hi;
-  KeyUnion(tiles, num_tiles, &lo, &hi);
+  KeyUnion(t, tiles, num_tiles, &lo, &hi);
   if (lo > hi) return;
   BlockWork work[kMaxTiles];
   for (int32_t kb = lo / kBlockKeys * kBlockKeys; kb <= hi; kb += kBlockKeys) {
@@ -297,7 +312,9 @@ HWY_NOINLINE int64_t LivePairs(const AttentionTask& t, const KernelScratch& s, b
   int64_t pairs = 0;
   for (size_t n = 0; n < num_tiles; ++n) {
     const int64_t lanes = padded ? static_cast<int64_t>(TileLanes(tiles[n])) : tiles[n].lanes;
-    for (int32_t kb = tiles[n].any_lo / kBlockKeys * kBlockKeys; kb <= tiles[n].any_hi; kb += kBlockKeys) {
+    int32_t lo, hi;
+    KeyUnion(t, &tiles[n], 1, &lo, &hi);
+    for (int32_t kb = lo / kBlockKeys * kBlockKeys; kb <= hi; kb += kBlockKeys) {
       const BlockWork w = FindBlockWork(t, tiles[n], kb);
       if (w.begin < w.end) pairs += lanes * (w.end - w.begin);
     }

@@ -23,7 +23,7 @@ struct Tile {
   int32_t *lo, *hi, *pos;
   int32_t first_lane, lanes;
   int32_t vecs;  // L / N: kTileVecs, fewer in a task's last tile
-  int32_t any_lo, any_hi;  // union of the lanes' ranges of keys; empty if any_lo > any_hi
+  int32_t any_lo, any_hi;  // union of the lanes' ranges (RowRange); empty if any_lo > any_hi
   int32_t all_lo, all_hi;  // intersection
 };
 
@@ -58,7 +58,7 @@ HWY_INLINE size_t SetUpTiles(const AttentionTask& t, const KernelScratch& s, Til
       if (lane < tile.lanes) {
         const int32_t i = (tile.first_lane + lane) / t.group, h = (tile.first_lane + lane) % t.group;
         RowRange(t, i, &lo, &hi);
-        pos = static_cast<int32_t>(i + t.pos0);
+        pos = static_cast<int32_t>(Position(t, i));
         if (t.slopes) slope = t.slopes[h];
         if (lo <= hi) {
           tile.any_lo = HWY_MIN(tile.any_lo, lo);
@@ -76,9 +76,11 @@ HWY_INLINE size_t SetUpTiles(const AttentionTask& t, const KernelScratch& s, Til
   return n;
 }
 
-HWY_INLINE void KeyUnion(const Tile* tiles, size_t num_tiles, int32_t* lo, int32_t* hi) {
+// Keys that some tile may need.
+HWY_INLINE void KeyUnion(const AttentionTask& t, const Tile* tiles, size_t num_tiles, int32_t* lo, int32_t* hi) {
   *lo = INT32_MAX;
   *hi = -1;
+  if (t.kv_positions) return TaskKeys(t, lo, hi);
   for (size_t n = 0; n < num_tiles; ++n) {
     *lo = HWY_MIN(*lo, tiles[n].any_lo);
     *hi = HWY_MAX(*hi, tiles[n].any_hi);
@@ -156,26 +158,57 @@ HWY_INLINE void TransposeQ(const AttentionTask& t, const Tile& tile, float facto
   for (size_t k = 0; k < dim; k += kTransposeColumns) TransposeQColumns(t, tile, factor, k, HWY_MIN(dim - k, kTransposeColumns));
 }
 
-HWY_INLINE void LoadSide(const void* base, int32_t dtype, int64_t stride, int32_t kb, int32_t lo, int32_t hi, const float** rows, float* copy,
+// K or V, as AttentionTask has them.
+struct Side {
+  const void* base;
+  int32_t dtype;
+  int64_t stride_row, stride_page;
+};
+HWY_INLINE Side KSide(const AttentionTask& t) { return {t.k, t.k_dtype, t.k_stride_row, t.k_stride_page}; }
+HWY_INLINE Side VSide(const AttentionTask& t) { return {t.v, t.v_dtype, t.v_stride_row, t.v_stride_page}; }
+
+HWY_INLINE const void* SideRow(const AttentionTask& t, const Side& side, int32_t key) {
+  if (!t.block_table) return At(side.base, side.dtype, key * side.stride_row);
+  // An entry that no permitted key needs may be anything, but its rows are read where they share a block with permitted keys: any
+  // row serves, since what it gives is replaced.
+  const int32_t entry = t.block_table[key / t.page_size];
+  const int32_t page = entry >= 0 && entry < t.num_pages ? entry : 0;
+  return At(side.base, side.dtype, page * side.stride_page + key % t.page_size * side.stride_row);
+}
+
+HWY_INLINE const void* KRow(const AttentionTask& t, int32_t key) { return SideRow(t, KSide(t), key); }
+HWY_INLINE const void* VRow(const AttentionTask& t, int32_t key) { return SideRow(t, VSide(t), key); }
+
+// How many of the n keys from `key` on lie one row stride apart: those of its page.
+HWY_INLINE int32_t KeysInStride(const AttentionTask& t, int32_t key, int32_t n) {
+  return t.block_table ? HWY_MIN(n, t.page_size - key % t.page_size) : n;
+}
+
+HWY_INLINE void LoadSide(const AttentionTask& t, const Side& side, int32_t kb, int32_t lo, int32_t hi, const float** rows, float* copy,
                          size_t dim) {
-  if (copy) {
-    for (int32_t j = lo; j <= hi; ++j) ConvertRowToF32(dtype, At(base, dtype, j * stride), dim, copy + static_cast<size_t>(j - kb) * dim);
+  for (int32_t j = lo, end; j <= hi; j = end) {
+    end = j + KeysInStride(t, j, hi + 1 - j);
+    const void* const first = SideRow(t, side, j);
+    for (int32_t key = j; key < end; ++key) {
+      const void* const row = At(first, side.dtype, (key - j) * side.stride_row);
+      float* const to = copy ? copy + static_cast<size_t>(key - kb) * dim : nullptr;
+      if (to) ConvertRowToF32(side.dtype, row, dim, to);
+      rows[key - kb] = to ? to : static_cast<const float*>(row);
+    }
   }
   // Whole groups: a key outside [lo, hi] repeats the nearest inside, whose score is then replaced.
-  const int32_t begin = lo / kTileKeys * kTileKeys, end = HWY_MIN((hi / kTileKeys + 1) * kTileKeys, kb + kBlockKeys);
-  for (int32_t j = begin; j < end; ++j) {
-    const int32_t row = j < lo ? lo : j > hi ? hi : j;
-    rows[j - kb] = copy ? copy + static_cast<size_t>(row - kb) * dim : static_cast<const float*>(base) + row * stride;
-  }
+  for (int32_t j = lo / kTileKeys * kTileKeys; j < lo; ++j) rows[j - kb] = rows[lo - kb];
+  const int32_t end = HWY_MIN((hi / kTileKeys + 1) * kTileKeys, kb + kBlockKeys);
+  for (int32_t j = hi + 1; j < end; ++j) rows[j - kb] = rows[hi - kb];
 }
 
 // Row pointers of block kb, of which the keys [lo, hi] are read. Rows of other types than f32 are converted to copies, and rows that alias in L1
 // copied; the same bits.
 HWY_INLINE void LoadRows(const AttentionTask& t, const KernelScratch& s, int32_t kb, int32_t lo, int32_t hi) {
   const size_t k_dim = static_cast<size_t>(t.head_dim), v_dim = static_cast<size_t>(t.v_head_dim);
-  LoadSide(t.k, t.k_dtype, t.k_stride_row, kb, lo, hi, s.rows, s.copy && CopiesRows(t.k_dtype, t.k_stride_row) ? s.copy : nullptr, k_dim);
+  LoadSide(t, KSide(t), kb, lo, hi, s.rows, s.copy && CopiesRows(t.k_dtype, t.k_stride_row) ? s.copy : nullptr, k_dim);
   if (!t.v) return;  // the scores kernel needs K only
-  LoadSide(t.v, t.v_dtype, t.v_stride_row, kb, lo, hi, s.rows + kBlockKeys,
+  LoadSide(t, VSide(t), kb, lo, hi, s.rows + kBlockKeys,
            s.copy && CopiesRows(t.v_dtype, t.v_stride_row) ? s.copy + kBlockKeys * k_dim : nullptr, v_dim);
 }
 
@@ -228,7 +261,12 @@ HWY_NOINLINE void QkStoreGroup(const Tile& tile, const float* const* k, size_t h
   StoreGroup<NV>(p, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
 }
 
-// The score of one key for the lanes at c: options applied, -inf where forbidden. allow (optional) notes permission.
+// Where key `key` stands; nowhere past the last.
+HWY_INLINE int32_t KeyPosition(const int32_t* kv_positions, int32_t key, int32_t end) {
+  return !kv_positions ? key : key < end ? kv_positions[key] : -1;
+}
+
+// The score of the key that stands at `key` for the lanes at c: options applied, -inf where forbidden. allow (optional) notes permission.
 template <class V>
 HWY_INLINE V MaskedScore(const Tile& tile, const ScoreRule& score, int32_t key, const float* bias, float* allow, V s, size_t c) {
   const DF d;

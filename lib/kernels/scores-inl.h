@@ -29,6 +29,9 @@ HWY_INLINE void ScoresTile(const AttentionTask& t, const KernelScratch& s, Tile&
     for (size_t lane = 0; lane < L; ++lane) tile.lo[lane] = 0, tile.hi[lane] = t.kv_len - 1;
     tile.any_lo = 0, tile.any_hi = t.kv_len - 1;
   }
+  int32_t lo = tile.any_lo, hi = tile.any_hi;
+  const int32_t* const kv_positions = every_key ? nullptr : t.kv_positions;
+  if (kv_positions) TaskKeys(t, &lo, &hi);
   TransposeQ(t, tile, score.q_factor);
   const float empty = probabilities ? 0.0f : kMinusInf;
   const auto row_of = [&](int32_t lane) HWY_ATTR {
@@ -44,7 +47,7 @@ HWY_INLINE void ScoresTile(const AttentionTask& t, const KernelScratch& s, Tile&
   const bool use_bias = !every_key && (t.mask || t.bias);
   for (int32_t kb = 0; kb < t.kv_len; kb += kBlockKeys) {
     const int32_t kb_end = HWY_MIN(kb + kBlockKeys, t.kv_len);
-    const int32_t begin = HWY_MAX(kb, tile.any_lo), end = HWY_MIN(kb_end, tile.any_hi + 1);
+    const int32_t begin = HWY_MAX(kb, lo), end = HWY_MIN(kb_end, hi + 1);
     if (begin >= end) {
       fill(kb, kb_end);
       continue;
@@ -59,7 +62,7 @@ HWY_INLINE void ScoresTile(const AttentionTask& t, const KernelScratch& s, Tile&
         float* p = tile.p + static_cast<size_t>(key - g) * L;
         for (size_t c = 0; c < L; c += N) {
           const float* bias = use_bias ? s.bias + static_cast<size_t>(key - kb) * L : nullptr;
-          auto x = MaskedScore(tile, score, key, bias, nullptr, hn::Load(d, p + c), c);
+          auto x = MaskedScore(tile, score, KeyPosition(kv_positions, key, t.kv_end), bias, nullptr, hn::Load(d, p + c), c);
           if (probabilities) {
             const auto l = hn::Load(d, tile.l + c), zero = hn::Zero(d);
             const auto weight = hn::Div(Exp2(d, hn::Sub(x, hn::Load(d, tile.m + c))), l);

@@ -21,9 +21,9 @@ WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow", "-Werr
 
 def readme_examples():
     readme = (root / "README.md").read_text()
-    for language, name in (("c", "example.c"), ("cpp", "example.cpp")):
+    for language, names in (("c", ["example.c", "shared_prefix.c"]), ("cpp", ["example.cpp"])):
         blocks = re.findall(rf"^```{language}\n(.*?)^```$", readme, re.MULTILINE | re.DOTALL)
-        equal(blocks, [(here / name).read_text()], f"the ```{language} blocks of README.md")
+        equal(blocks, [(here / name).read_text() for name in names], f"the ```{language} blocks of README.md")
 
 
 def main():
@@ -80,6 +80,7 @@ def main():
         checks.run("consumers: meson install", lambda: libraries.append(install()))
         if libraries:
             checks.run("consumers: C, pkg-config", by_pkg_config, "example.c", cc, "-std=c99")
+            checks.run("consumers: C, shared prefix, pkg-config", by_pkg_config, "shared_prefix.c", cc, "-std=c99")
             checks.run("consumers: C++, pkg-config", by_pkg_config, "example.cpp", cxx, "-std=c++17")
             checks.run("consumers: C++, CMake find_package", by_cmake)
             checks.run("consumers: CMake refuses another major version", by_cmake_refused)

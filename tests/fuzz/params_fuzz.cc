@@ -135,7 +135,40 @@ const char* FuzzParams(const uint8_t* data, size_t size) {
     (packed ? p.cu_seqlens_kv : p.kv_lens) = kv_lens;
     if (packed) p.total_kv = kv_lens[p.batch];
   }
-  const int64_t q_rows = p.cu_seqlens_q ? p.total_q : p.q_len, kv_rows = p.cu_seqlens_kv ? p.total_kv : p.kv_len;
+  int32_t table[kMaxBatch * kMaxLength];
+  if (in.Chance(60)) {
+    p.page_size = in.Int(1, kMaxLength + 9);
+    p.num_pages = in.Int(0, 9);
+    p.block_table_stride = in.Chance(20) ? 0 : in.Int((p.kv_len + p.page_size - 1) / p.page_size, kMaxLength);
+    p.block_table = table;
+    uint32_t state = in.Byte();  // few bytes for many entries; seldom one that is no page
+    for (int32_t& page : table) {
+      state = state * 1664525u + 1013904223u;
+      page = static_cast<int32_t>((state >> 8) % static_cast<uint32_t>(p.num_pages + 1));
+      if (page == p.num_pages && (state >> 28) != 0) page = 0;
+    }
+    if (in.Chance(20)) table[in.Int(0, 40)] = static_cast<int32_t>(in.Odd());
+    if (in.Chance(240)) p.cu_seqlens_kv = nullptr, p.total_kv = 0;
+  }
+  int32_t q_positions[kMaxBatch * kMaxLength], kv_positions[kMaxBatch * kMaxLength];
+  const auto positions = [&](int32_t* values, const int32_t** field, int64_t* stride, const int32_t* cu,
+                             int64_t length) {
+    if (!in.Chance(40)) return;
+    uint32_t state = in.Byte();
+    for (int64_t i = 0; i < kMaxBatch * kMaxLength; ++i) {
+      state = state * 1664525u + 1013904223u;
+      values[i] = static_cast<int32_t>((state >> 8) % (kMaxLength + 8)) - 4;
+    }
+    if (in.Chance(20)) values[in.Int(0, 40)] = static_cast<int32_t>(in.Odd());
+    *field = values;
+    if (!cu && in.Chance(200)) *stride = in.Int(length, kMaxLength);
+  };
+  positions(q_positions, &p.q_positions, &p.q_positions_stride, p.cu_seqlens_q, p.q_len);
+  positions(kv_positions, &p.kv_positions, &p.kv_positions_stride, p.cu_seqlens_kv, p.kv_len);
+  const auto kv_rows_of = [](const fovea_attention_params& x) {
+    return x.block_table ? x.page_size : x.cu_seqlens_kv ? x.total_kv : x.kv_len;
+  };
+  const int64_t q_rows = p.cu_seqlens_q ? p.total_q : p.q_len, kv_rows = kv_rows_of(p);
 
   const auto tensor = [&](void* base, fovea_dtype dtype, int64_t heads, int64_t rows, int64_t cols) {
     fovea_tensor t = in.Chance(128) ? fovea_tensor_bhsd(base, dtype, heads, rows, cols)
@@ -177,8 +210,10 @@ const char* FuzzParams(const uint8_t* data, size_t size) {
   }
   p.mask_align = static_cast<int32_t>(in.Int(0, 1));
   if (in.Chance(128)) p.causal = 1;
-  p.q_align = static_cast<int32_t>(in.Int(0, 1));
-  if (in.Chance(80)) {
+  if (!p.q_positions) p.q_align = static_cast<int32_t>(in.Int(0, 1));
+  if (p.q_positions && in.Chance(250)) {
+    // No other way to say where queries stand.
+  } else if (in.Chance(80)) {
     p.q_offset = in.Int(-kMaxLength, kMaxLength);
   } else if (in.Chance(80)) {
     for (int32_t& offset : q_offsets) offset = static_cast<int32_t>(in.Int(-kMaxLength, kMaxLength));
@@ -224,6 +259,9 @@ const char* FuzzParams(const uint8_t* data, size_t size) {
     keep(&fovea_attention_params::kv_lens);
     keep(&fovea_attention_params::cu_seqlens_q);
     keep(&fovea_attention_params::cu_seqlens_kv);
+    keep(&fovea_attention_params::block_table);
+    keep(&fovea_attention_params::q_positions);
+    keep(&fovea_attention_params::kv_positions);
     if (p.struct_size > sizeof p) p.struct_size = before.struct_size;  // a longer struct's tail would be read
   }
 
@@ -237,14 +275,25 @@ const char* FuzzParams(const uint8_t* data, size_t size) {
                       p.alibi_stride_batch <= kMaxHeads;
   if (!arrays) p.q_lens = p.kv_lens = p.cu_seqlens_q = p.cu_seqlens_kv = p.q_offsets = p.mask_offsets = nullptr;
   if (!arrays) p.alibi_slopes = p.sinks = nullptr;
+  __extension__ typedef __int128 Wide;
+  const bool table_fits =
+      p.page_size <= 0 || p.block_table_stride < 0 ||
+      static_cast<Wide>(p.batch - 1) * p.block_table_stride + p.kv_len / p.page_size + 1 <= kMaxBatch * kMaxLength;
+  if (!arrays || !table_fits) p.block_table = nullptr;
+  const auto places_fit = [&](int64_t stride, const int32_t* cu, int64_t length, int64_t total) {
+    return stride < 0 || (cu ? total : static_cast<Wide>(p.batch - 1) * stride + length) <= kMaxBatch * kMaxLength;
+  };
+  if (!arrays || !places_fit(p.q_positions_stride, p.cu_seqlens_q, p.q_len, p.total_q)) p.q_positions = nullptr;
+  if (!arrays || !places_fit(p.kv_positions_stride, p.cu_seqlens_kv, p.kv_len, p.total_kv)) p.kv_positions = nullptr;
   size_t bytes = 0;
   (void)fovea_attention_workspace_size(&p, &exec, &bytes);
 
-  const int64_t q_rows_now = p.cu_seqlens_q ? p.total_q : p.q_len,
-                kv_rows_now = p.cu_seqlens_kv ? p.total_kv : p.kv_len;
-  const int64_t q_batch = p.cu_seqlens_q ? 1 : p.batch, kv_batch = p.cu_seqlens_kv ? 1 : p.batch;
+  const int64_t q_rows_now = p.cu_seqlens_q ? p.total_q : p.q_len, kv_rows_now = kv_rows_of(p);
+  const int64_t q_batch = p.cu_seqlens_q ? 1 : p.batch, kv_batch = p.block_table     ? p.num_pages
+                                                                   : p.cu_seqlens_kv ? 1
+                                                                                     : p.batch;
   const int64_t dv_now = p.v_head_dim ? p.v_head_dim : p.head_dim;
-  const int64_t mask_columns_now = p.mask_kv_len ? p.mask_kv_len : kv_rows_now;
+  const int64_t mask_columns_now = p.mask_kv_len ? p.mask_kv_len : p.cu_seqlens_kv ? p.total_kv : p.kv_len;
   const bool inside = arrays && p.kv_len <= 4096 && Inside(p.q, q_batch, p.num_q_heads, q_rows_now, p.head_dim, 1) &&
                       Inside(p.k, kv_batch, p.num_kv_heads, kv_rows_now, p.head_dim, 1) &&
                       Inside(p.v, kv_batch, p.num_kv_heads, kv_rows_now, dv_now, 1) &&

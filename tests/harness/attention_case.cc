@@ -27,7 +27,10 @@ enum Tag : uint64_t {
   kTagKvLen,
   kTagPoison,
   kTagLayout,
-  kTagOptions
+  kTagOptions,
+  kTagPages,
+  kTagQPosition,
+  kTagKvPosition
 };
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
@@ -144,7 +147,7 @@ AttentionCase::AttentionCase(const CaseSpec& spec_in) : spec(spec_in) {
     q_lens_ = GuardedArray<int32_t>(q_lens, guard);
     p.q_lens = q_lens_.data();
   }
-  if (has(kPackedKv)) {
+  if (has(kPackedKv) && !has(kPaged)) {
     const std::vector<int32_t> cu = Cumulative(kv_lens);
     p.total_kv = cu.back() + layout.Int(0, 2);
     cu_kv_ = GuardedArray<int32_t>(cu, guard);
@@ -156,6 +159,8 @@ AttentionCase::AttentionCase(const CaseSpec& spec_in) : spec(spec_in) {
     kv_lens_ = GuardedArray<int32_t>(kv_lens, guard);
     p.kv_lens = kv_lens_.data();
   }
+
+  if (has(kPaged)) AddPages(&layout, guard, &kv_shape);
 
   // Tensors.
   const auto make = [&](const Shape& shape, bool free_columns, bool input) {
@@ -170,12 +175,12 @@ AttentionCase::AttentionCase(const CaseSpec& spec_in) : spec(spec_in) {
   k = make(kv_shape, false, true);
   v = make(v_shape, false, true);
   out = make(out_shape, false, false);
-  Fill(q.get(), kTagQ, p.cu_seqlens_q, true, has(kSpread) ? static_cast<float>(rng.Pick({4, 12, 40})) : 1.0f);
-  Fill(k.get(), kTagK, p.cu_seqlens_kv, false, 1);
-  Fill(v.get(), kTagV, p.cu_seqlens_kv, false, 1);
+  Fill(q.get(), kTagQ, true, has(kSpread) ? static_cast<float>(rng.Pick({4, 12, 40})) : 1.0f);
+  Fill(k.get(), kTagK, false, 1);
+  Fill(v.get(), kTagV, false, 1);
   p.q = ContiguousColumns(View(*q, has(kPackedQ)), &layout);
-  p.k = ContiguousColumns(View(*k, has(kPackedKv)), &layout);
-  p.v = ContiguousColumns(View(*v, has(kPackedKv)), &layout);
+  p.k = ContiguousColumns(View(*k, p.cu_seqlens_kv), &layout);
+  p.v = ContiguousColumns(View(*v, p.cu_seqlens_kv), &layout);
   p.out = ContiguousColumns(View(*out, has(kPackedQ)), &layout);
   if (!has(kNoLse)) {
     Shape lse_shape = q_shape;
@@ -191,9 +196,12 @@ AttentionCase::AttentionCase(const CaseSpec& spec_in) : spec(spec_in) {
 
   // Options.
   if (has(kCausal)) p.causal = 1;
-  if (has(kBottomRight)) p.q_align = FOVEA_Q_ALIGN_BOTTOM_RIGHT;
+  AddPositions(guard);
+  if (has(kBottomRight) && !has(kQPositions)) p.q_align = FOVEA_Q_ALIGN_BOTTOM_RIGHT;
   const int64_t reach = s.kv_len + 3;
-  if (has(kQOffsets)) {
+  if (has(kQPositions)) {
+    // In place of the other ways to say where queries stand.
+  } else if (has(kQOffsets)) {
     std::vector<int32_t> offsets;
     for (int64_t b = 0; b < s.batch; ++b) offsets.push_back(static_cast<int32_t>(rng.Int(-reach, reach)));
     q_offsets_ = GuardedArray<int32_t>(offsets, guard);
@@ -240,14 +248,87 @@ AttentionCase::AttentionCase(const CaseSpec& spec_in) : spec(spec_in) {
   store_as(s.bias_dtype, &bias, &p.bias);
 }
 
-void AttentionCase::Fill(TestTensor* t, uint64_t tag, const int32_t* cu, bool queries, float factor) {
+void AttentionCase::AddPages(Rng* layout, Guard guard, Shape* kv_shape) {
+  Rng rng(Mix(spec.seed ^ kTagPages));
+  p.page_size = rng.Pick({1, 2, 3, 8, 16, 16, 17, 32, 64, 100, 128, 129, 300});
+  const int64_t columns = (spec.kv_len + p.page_size - 1) / p.page_size;
+  p.block_table_stride = columns + layout->Int(0, 2);
+  std::vector<int32_t> table(static_cast<size_t>(spec.batch * p.block_table_stride), INT32_MIN), used;
+  // Some entries share a page that another one has; the rest of the pages are dealt in random order, a few are left
+  // over.
+  const size_t num_pages = table.size() + static_cast<size_t>(rng.Int(0, 2));
+  std::vector<int32_t> deal(num_pages);
+  for (size_t n = 0; n < num_pages; ++n) deal[n] = static_cast<int32_t>(n);
+  for (size_t n = 1; n < num_pages; ++n)
+    std::swap(deal[n], deal[static_cast<size_t>(rng.Int(0, static_cast<int64_t>(n)))]);
+  const int share = static_cast<int>(rng.Pick({0, 0, 20}));
+  for (int64_t b = 0; b < spec.batch; ++b) {
+    for (int64_t n = 0; n * p.page_size < fovea::KvLen(p, b); ++n) {
+      const bool shared = !used.empty() && rng.Chance(share);
+      const int32_t page =
+          shared ? used[static_cast<size_t>(rng.Int(0, static_cast<int64_t>(used.size()) - 1))] : deal.back();
+      if (!shared) deal.pop_back();
+      used.push_back(page);
+      table[static_cast<size_t>(b * p.block_table_stride + n)] = page;
+    }
+  }
+  block_table_ = GuardedArray<int32_t>(table, guard);
+  // A block_table that holds nothing must still be there.
+  static const int32_t none = 0;
+  p.block_table = table.empty() ? &none : block_table_.data();
+  p.num_pages = static_cast<int64_t>(num_pages);
+  kv_shape->batch = p.num_pages;
+  kv_shape->rows = p.page_size;
+}
+
+// Where row i of `length` stands: shifted, around a ring, or anywhere, twice at one place included.
+int32_t PositionValue(uint64_t seed, Tag tag, int64_t b, int64_t i, int64_t length) {
+  Rng element(ElementBits(seed, tag, b, 0, i, 0)), sequence(ElementBits(seed, tag, b, 1, 0, 0));
+  const int64_t kind = sequence.Int(0, 2), shift = sequence.Int(0, length);
+  if (tag == kTagKvPosition && element.Chance(10)) return element.Chance(50) ? -1 : INT32_MIN;
+  return static_cast<int32_t>(kind == 0 ? i + shift : kind == 1 ? (i + shift) % length : element.Int(0, length + 3));
+}
+
+void AttentionCase::AddPositions(Guard guard) {
+  const auto make = [&](Tag tag, const int32_t* cu, int64_t total, int64_t* stride, GuardedArray<int32_t>* array) {
+    const bool queries = tag == kTagQPosition;
+    int64_t longest = 0;
+    for (int64_t b = 0; b < p.batch; ++b) longest = std::max(longest, queries ? fovea::QLen(p, b) : fovea::KvLen(p, b));
+    if (!cu) *stride = longest + static_cast<int64_t>(spec.seed % 3);
+    std::vector<int32_t> values(static_cast<size_t>(cu ? total : p.batch * *stride) + 1, INT32_MAX);
+    for (int64_t b = 0; b < p.batch; ++b) {
+      const int64_t length = queries ? fovea::QLen(p, b) : fovea::KvLen(p, b);
+      for (int64_t i = 0; i < length; ++i) {
+        values[static_cast<size_t>((cu ? cu[b] : b * *stride) + i)] =
+            PositionValue(spec.seed, tag, b, i, spec.kv_len + 1);
+      }
+    }
+    *array = GuardedArray<int32_t>(values, guard);
+    return array->data();
+  };
+  if (spec.options & kQPositions) {
+    p.q_positions = make(kTagQPosition, p.cu_seqlens_q, p.total_q, &p.q_positions_stride, &q_positions_);
+  }
+  if (spec.options & kKvPositions) {
+    p.kv_positions = make(kTagKvPosition, p.cu_seqlens_kv, p.total_kv, &p.kv_positions_stride, &kv_positions_);
+  }
+}
+
+std::pair<int64_t, int64_t> AttentionCase::KvPlace(int64_t b, int64_t j) const {
+  if (p.block_table) return {p.block_table[b * p.block_table_stride + j / p.page_size], j % p.page_size};
+  return p.cu_seqlens_kv ? std::pair<int64_t, int64_t>{0, p.cu_seqlens_kv[b] + j} : std::pair<int64_t, int64_t>{b, j};
+}
+
+void AttentionCase::Fill(TestTensor* t, uint64_t tag, bool queries, float factor) {
   for (int64_t b = 0; b < p.batch; ++b) {
     const int64_t rows = queries ? fovea::QLen(p, b) : fovea::KvLen(p, b);
     for (int64_t h = 0; h < t->shape().heads; ++h) {
       for (int64_t i = 0; i < rows; ++i) {
+        const std::pair<int64_t, int64_t> place = !queries         ? KvPlace(b, i)
+                                                  : p.cu_seqlens_q ? std::make_pair(int64_t{0}, p.cu_seqlens_q[b] + i)
+                                                                   : std::make_pair(b, i);
         for (int64_t c = 0; c < t->shape().cols; ++c) {
-          t->F32(cu ? 0 : b, h, (cu ? cu[b] : 0) + i, c) =
-              factor * NormalFromBits(ElementBits(spec.seed, tag, b, h, i, c));
+          t->F32(place.first, h, place.second, c) = factor * NormalFromBits(ElementBits(spec.seed, tag, b, h, i, c));
         }
       }
     }
@@ -304,23 +385,48 @@ void AttentionCase::AddMaskAndBias(Rng* layout, Guard guard) {
 
 void AttentionCase::Poison() {
   const bool raw = p.scores_stage == FOVEA_SCORES_RAW || p.scores_stage == FOVEA_SCORES_SOFT_CAPPED;
+  // Rows of k and v: 0 outside all sequences, 1 held by one, 2 attended to. Shared pages have several holders.
+  const Shape& shape = k->shape();
+  std::vector<char> state(static_cast<size_t>(shape.batch * shape.heads * shape.rows));
+  const auto at = [&](int64_t kv_head, std::pair<int64_t, int64_t> place) -> char& {
+    return state[static_cast<size_t>((place.first * shape.heads + kv_head) * shape.rows + place.second)];
+  };
+  std::vector<int32_t> table;
+  if (p.block_table) table.assign(p.block_table, p.block_table + p.batch * p.block_table_stride);
   for (int64_t b = 0; b < p.batch; ++b) {
-    const int64_t kv_row = p.cu_seqlens_kv ? p.cu_seqlens_kv[b] : 0;
-    const int64_t kv_batch = p.cu_seqlens_kv ? 0 : b;
+    std::vector<char> needed(static_cast<size_t>(p.block_table ? p.block_table_stride : 0));
     for (int64_t j = 0; j < fovea::KvLen(p, b); ++j) {
       for (int64_t kv_head = 0; kv_head < p.num_kv_heads; ++kv_head) {
         bool attended = false;
         for (int64_t h = kv_head * group(); h < (kv_head + 1) * group(); ++h) {
           for (int64_t i = 0; i < fovea::QLen(p, b); ++i) attended |= fovea::Permitted(p, b, h, i, j);
         }
-        if (attended) continue;
-        const uint64_t bits = ElementBits(spec.seed, kTagPoison, b, kv_head, j, 0);
+        char& row = at(kv_head, KvPlace(b, j));
+        row = std::max<char>(row, attended ? 2 : 1);
+        if (p.block_table && (attended || (raw && fovea::QLen(p, b) > 0)))
+          needed[static_cast<size_t>(j / p.page_size)] = 1;
+      }
+    }
+    for (size_t n = 0; n < needed.size(); ++n) {
+      static constexpr int32_t kGarbage[] = {-1, INT32_MIN, INT32_MAX, -77777};
+      if (needed[n]) continue;
+      const uint64_t bits = ElementBits(spec.seed, kTagPages, b, static_cast<int64_t>(n), 0, 0);
+      table[static_cast<size_t>(b * p.block_table_stride) + n] =
+          bits % 5 == 4 ? static_cast<int32_t>(p.num_pages) : kGarbage[bits % 5];
+    }
+  }
+  for (int64_t b = 0; b < shape.batch; ++b) {
+    for (int64_t kv_head = 0; kv_head < shape.heads; ++kv_head) {
+      for (int64_t row = 0; row < shape.rows; ++row) {
+        if (at(kv_head, {b, row}) != 1) continue;
+        const uint64_t bits = ElementBits(spec.seed, kTagPoison, b, kv_head, row, 0);
         const float poison = bits % 3 == 0 ? kNan : bits % 3 == 1 ? kInf : -kInf;
-        for (int64_t c = 0; c < v->shape().cols; ++c) v->F32(kv_batch, kv_head, kv_row + j, c) = poison;
-        for (int64_t c = 0; c < k->shape().cols && !raw; ++c) k->F32(kv_batch, kv_head, kv_row + j, c) = poison;
+        for (int64_t c = 0; c < v->shape().cols; ++c) v->F32(b, kv_head, row, c) = poison;
+        for (int64_t c = 0; c < k->shape().cols && !raw; ++c) k->F32(b, kv_head, row, c) = poison;
       }
     }
   }
+  if (!table.empty()) std::copy(table.begin(), table.end(), block_table_.data());
   if (!bias || p.mask_offsets == p.cu_seqlens_q) return;  // rows of bias must be one query's own
   fovea_attention_params without_bias = p;
   without_bias.bias = fovea_tensor{};
@@ -397,6 +503,9 @@ std::string AttentionCase::Describe() const {
   add(p.kv_lens, "kv_lens" + list(p.kv_lens, p.batch));
   add(p.cu_seqlens_q, "cu_seqlens_q" + list(p.cu_seqlens_q, p.batch + 1));
   add(p.cu_seqlens_kv, "cu_seqlens_kv" + list(p.cu_seqlens_kv, p.batch + 1));
+  add(p.block_table, "page_size " + std::to_string(p.page_size) + " num_pages " + std::to_string(p.num_pages));
+  add(p.q_positions, "q_positions");
+  add(p.kv_positions, "kv_positions");
   add(p.causal, "causal");
   add(p.q_align == FOVEA_Q_ALIGN_BOTTOM_RIGHT, "bottom-right");
   add(p.q_offset, "q_offset " + std::to_string(p.q_offset));
@@ -571,8 +680,8 @@ fovea_attention_params AloneParams(const fovea_attention_params& p, int64_t b) {
   shift(&alone.out, p.cu_seqlens_q);
   shift(&alone.lse, p.cu_seqlens_q);
   shift(&alone.scores, p.cu_seqlens_q);
-  shift(&alone.k, p.cu_seqlens_kv);
-  shift(&alone.v, p.cu_seqlens_kv);
+  if (!p.block_table) shift(&alone.k, p.cu_seqlens_kv);
+  if (!p.block_table) shift(&alone.v, p.cu_seqlens_kv);
   shift(&alone.mask, nullptr);
   shift(&alone.bias, nullptr);
   const int64_t offset = p.mask_offsets ? p.mask_offsets[b] : 0;
@@ -582,6 +691,10 @@ fovea_attention_params AloneParams(const fovea_attention_params& p, int64_t b) {
   if (p.mask.data || p.bias.data) {
     alone.mask_kv_len = p.mask_kv_len ? p.mask_kv_len : p.cu_seqlens_kv ? fovea::KvLen(p, b) : p.kv_len;
   }
+  if (p.block_table) alone.block_table = p.block_table + b * p.block_table_stride;
+  alone.q_positions = fovea::QPositions(p, b);
+  alone.kv_positions = fovea::KvPositions(p, b);
+  alone.q_positions_stride = alone.kv_positions_stride = 0;
   alone.batch = 1;
   alone.q_len = fovea::QLen(p, b);
   alone.kv_len = fovea::KvLen(p, b);

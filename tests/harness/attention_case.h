@@ -6,6 +6,7 @@
 #include <functional>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "fovea/fovea.h"
@@ -41,7 +42,10 @@ enum Option : uint32_t {
   kPoison =
       1u << 22,  // NaN and Inf in every K and V row that no query may attend to, NaN in bias where the rest forbids
   kSpread = 1u << 23,  // larger scores: peaked weights, many rescales
-  kAllOptions = (1u << 24) - 1
+  kPaged = 1u << 24,   // keys in pages, in random order, some shared; with kPoison garbage in entries that no row needs
+  kQPositions = 1u << 25,   // instead of q_offset, q_offsets and q_align
+  kKvPositions = 1u << 26,  // some negative
+  kAllOptions = (1u << 27) - 1
 };
 
 // Element values depend on seed and on (sequence, head, row, column) only, so that cases of the same seed and shape
@@ -78,16 +82,22 @@ class AttentionCase {
   float Lse(int64_t b, int64_t h, int64_t i) const { return lse->F32(b, h, i); }  // padded only
   float Out(int64_t b, int64_t h, int64_t i, int64_t c) const { return out->Get(b, h, i, c); }
 
+  // Where key j of sequence b lies in k and v: (batch or page, row).
+  std::pair<int64_t, int64_t> KvPlace(int64_t b, int64_t j) const;
+
   void ClearOutputs();  // every element to a NaN of its own
   std::string Describe() const;
 
  private:
   friend std::string RunAndCheck(AttentionCase* c, const fovea_exec* exec);
-  void Fill(TestTensor* t, uint64_t tag, const int32_t* cu, bool queries, float factor);
+  void AddPositions(Guard guard);
+  void AddPages(Rng* layout, Guard guard, Shape* kv_shape);
+  void Fill(TestTensor* t, uint64_t tag, bool queries, float factor);
   void AddMaskAndBias(Rng* rng, Guard guard);
   void Poison();
 
-  GuardedArray<int32_t> q_lens_, kv_lens_, cu_q_, cu_kv_, q_offsets_, mask_offsets_;
+  GuardedArray<int32_t> q_lens_, kv_lens_, cu_q_, cu_kv_, q_offsets_, mask_offsets_, block_table_, q_positions_,
+      kv_positions_;
   GuardedArray<float> alibi_, sinks_;
 };
 
