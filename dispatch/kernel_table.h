@@ -10,6 +10,7 @@ namespace fovea {
 
 struct AttentionTask;
 struct KernelScratch;
+struct QuantizeTask;
 struct RopeTask;
 
 struct KernelTable {
@@ -22,6 +23,7 @@ struct KernelTable {
   void (*add_weighted)(int32_t dtype, const void* row, float weight, int64_t n, float* sum);
   void (*store_sum)(const float* sum, int64_t n, int32_t dtype, void* out);
   void (*rope)(const RopeTask&);
+  void (*quantize)(const QuantizeTask&);
   void (*linear_multiply)(const LinearBlock&);
   const LinearTypeKernels* linear;  // by storage type, F32, BF16, F16
 };

@@ -18,6 +18,7 @@ int64_t LivePairs(const AttentionTask& t, const KernelScratch& s, bool padded);
 void AddWeighted(int32_t dtype, const void* row, float weight, int64_t n, float* sum);
 void StoreSum(const float* sum, int64_t n, int32_t dtype, void* out);
 void Rope(const RopeTask& t);
+void Quantize(const QuantizeTask& t);
 void LinearMultiplyF32(const LinearBlock& t);
 extern const LinearTypeKernels kLinearKernels[3];
 
@@ -25,7 +26,7 @@ static HWY_NOINLINE int32_t VectorLanes() { return static_cast<int32_t>(hwy::HWY
 
 extern const KernelTable kTable;
 const KernelTable kTable = {&VectorLanes, kTileKeys, &PrefillF32, &DecodeF32, &ScoresF32, &LivePairs, &AddWeighted, &StoreSum,
-                            &Rope, &LinearMultiplyF32, kLinearKernels};
+                            &Rope, &Quantize, &LinearMultiplyF32, kLinearKernels};
 
 }  // namespace HWY_NAMESPACE
 }  // namespace fovea
