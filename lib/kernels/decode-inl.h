@@ -228,6 +228,13 @@ struct DecodeBlock {
   size_t half;
 };
 
+// The rows that come kPrefetchRows after n rows from `key`: at the end of a page the hardware's prefetchers lose the stream.
+template <class T>
+HWY_INLINE void PrefetchPaged(const AttentionTask& t, const Side& side, T /*its type*/, int32_t key, size_t n, size_t dim) {
+  const int32_t first = key + kPrefetchRows, end = HWY_MIN(first + static_cast<int32_t>(n), t.kv_end);
+  for (int32_t j = first; j < end; ++j) PrefetchRow(static_cast<const T*>(SideRow(t, side, j)), dim);
+}
+
 // Scores of the block's keys [first, first + n), counted from begin and one stride apart, for all rows.
 template <class T>
 HWY_INLINE void DotKeyRange(const AttentionTask& t, T /*type of K*/, DecodeRow* rows, size_t num_rows, const DecodeBlock& block, size_t first,
@@ -236,7 +243,8 @@ HWY_INLINE void DotKeyRange(const AttentionTask& t, T /*type of K*/, DecodeRow* 
   const size_t at = block.half * kDecodeKeys + static_cast<size_t>(block.begin - block.kb) + first;
   const int64_t stride = t.k_stride_row;
   const T* k = static_cast<const T*>(KRow(t, block.begin + static_cast<int32_t>(first)));
-  const bool ahead = num_rows >= kPrefetchFrom;
+  if (t.block_table) PrefetchPaged(t, KSide(t), T(), block.begin + static_cast<int32_t>(first), n, dim);
+  const bool ahead = num_rows >= kPrefetchFrom && !t.block_table;
   size_t r = 0;
   for (; r + 4 <= num_rows; r += 4) DotChunk<4>(k, stride, rows[r].q, pitch, dim, n, ahead && r == 0, rows[r].p + at);
   for (; r + 2 <= num_rows; r += 2) DotChunk<2>(k, stride, rows[r].q, pitch, dim, n, ahead && r == 0, rows[r].p + at);
@@ -259,7 +267,9 @@ HWY_INLINE void PvKeyRange(const AttentionTask& t, T /*type of V*/, DecodeRow* r
     }
     return;
   }
-  if (num_rows >= kPrefetchFrom) {
+  if (t.block_table) {
+    PrefetchPaged(t, VSide(t), T(), block.begin + static_cast<int32_t>(first), n, dim);
+  } else if (num_rows >= kPrefetchFrom) {
     for (size_t j = 0; j < n; ++j) PrefetchRow(v + (static_cast<int64_t>(j) + kPrefetchRows) * stride, dim);
   }
   size_t r = 0;
