@@ -37,7 +37,7 @@ void AddRows(const std::string& target) {
     add([&](Shape& s) { s.q_len = q_len; });
     add([&](Shape& s) { s.q_len = q_len, s.num_kv_heads = 32; });
   }
-  for (const fovea_dtype dtype : {FOVEA_BF16, FOVEA_F16}) {
+  for (const fovea_dtype dtype : {FOVEA_BF16, FOVEA_F16, FOVEA_I8}) {
     for (const int64_t kv_len : {1024, 8192, 65536}) add([&](Shape& s) { s.dtype = dtype, s.kv_len = kv_len; });
     add([&](Shape& s) { s.dtype = dtype, s.num_kv_heads = 32; });
     add([&](Shape& s) { s.dtype = dtype, s.head_dim = 64; });

@@ -24,6 +24,20 @@ fovea_tensor From(fovea_tensor x, int64_t b, int64_t h) {
   return x;
 }
 
+// Rows of F32 into an int8 cache of the same layout.
+void Quantize(const Shape& s, const fovea_tensor& from, const fovea_tensor& to, const fovea_tensor& scale) {
+  fovea_kv_append_params a;
+  Want(fovea_kv_append_params_init(&a, sizeof a));
+  a.batch = s.batch;
+  a.num_kv_heads = s.num_kv_heads;
+  a.q_len = a.capacity = s.kv_len;
+  a.head_dim = s.head_dim;
+  a.k_new = from;
+  a.k_cache = to;
+  a.k_scale = scale;
+  Want(fovea_kv_append(&a, nullptr));
+}
+
 }  // namespace
 
 std::string Name(const Shape& s) {
@@ -89,10 +103,11 @@ Case::Case(const Shape& shape) : shape_(shape) {
   p.logits_soft_cap = s.soft_cap;
 
   uint64_t seed = 1;
+  const fovea_dtype float_dtype = s.dtype == FOVEA_I8 ? FOVEA_F32 : s.dtype;
   const auto tensor = [&](Floats* buffer, int64_t heads, int64_t rows, bool random) {
     const int64_t count = s.row_stride ? s.batch * rows * s.row_stride : s.batch * heads * rows * s.head_dim;
-    *buffer = random ? RandomFloats(count, seed++ << 40, s.dtype) : NewFloats(count);
-    fovea_tensor t = fovea_tensor_bhsd(buffer->get(), s.dtype, heads, rows, s.head_dim);
+    *buffer = random ? RandomFloats(count, seed++ << 40, float_dtype) : NewFloats(count);
+    fovea_tensor t = fovea_tensor_bhsd(buffer->get(), float_dtype, heads, rows, s.head_dim);
     if (s.row_stride) {
       t.stride_head = s.head_dim;
       t.stride_row = s.row_stride;
@@ -101,12 +116,25 @@ Case::Case(const Shape& shape) : shape_(shape) {
     return t;
   };
   p.q = tensor(&q_, s.num_q_heads, s.q_len, true);
-  p.k = tensor(&k_, s.num_kv_heads, s.kv_len, true);
-  p.v = tensor(&v_, s.num_kv_heads, s.kv_len, true);
+  const auto cache = [&](Floats* buffer, Floats* scale_buffer, fovea_tensor* scale) {
+    const fovea_tensor t = tensor(buffer, s.num_kv_heads, s.kv_len, true);
+    if (s.dtype != FOVEA_I8) return t;
+    const Floats floats = std::move(*buffer);
+    *buffer = NewFloats((s.row_stride ? s.batch * s.kv_len * s.row_stride : s.batch * s.num_kv_heads * s.kv_len * s.head_dim) / 4 + 1);
+    *scale_buffer = NewFloats(s.batch * s.num_kv_heads * s.kv_len);
+    *scale = fovea_tensor_bhs(scale_buffer->get(), FOVEA_F32, s.num_kv_heads, s.kv_len);
+    fovea_tensor quantized = t;
+    quantized.data = buffer->get();
+    quantized.dtype = FOVEA_I8;
+    Quantize(s, t, quantized, *scale);
+    return quantized;
+  };
+  p.k = cache(&k_, &k_scale_, &p.k_scale);
+  p.v = cache(&v_, &v_scale_, &p.v_scale);
   p.out = tensor(&out_, s.num_q_heads, s.q_len, false);
   if (s.bias) {
-    bias_ = RandomFloats(s.q_len * s.kv_len, seed++ << 40, s.dtype);
-    p.bias = fovea_tensor_bhsd(bias_.get(), s.dtype, 1, s.q_len, s.kv_len);
+    bias_ = RandomFloats(s.q_len * s.kv_len, seed++ << 40, float_dtype);
+    p.bias = fovea_tensor_bhsd(bias_.get(), float_dtype, 1, s.q_len, s.kv_len);
     p.bias.stride_batch = p.bias.stride_head = 0;
   }
   if (s.sinks) {
@@ -143,6 +171,8 @@ void Case::Check() {
     p.q = From(p.q, b, h * group);
     p.k = From(p.k, b, h);
     p.v = From(p.v, b, h);
+    p.k_scale = From(p.k_scale, b, h);
+    p.v_scale = From(p.v_scale, b, h);
     p.out = From(p.out, b, h * group);
     if (p.sinks) p.sinks += h * group;
     const fovea::AttentionCheck check = fovea::CheckAttention(p, step, fovea::WeightsOf(info_));

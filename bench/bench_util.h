@@ -16,7 +16,7 @@ namespace fovea_bench {
 
 struct Shape {
   std::string op = "prefill";  // or "decode": the name, and what bandwidth_fraction is relative to
-  fovea_dtype dtype = FOVEA_F32;  // of q, k, v, out and bias
+  fovea_dtype dtype = FOVEA_F32;  // of q, k, v, out and bias; I8: of k and v, with a scale for each row, the rest F32
   int64_t batch = 1, num_q_heads = 8, num_kv_heads = 8;
   int64_t q_len = 2048, kv_len = 2048, head_dim = 128;
   bool causal = false;  // the last query stands at the last key
@@ -81,7 +81,7 @@ class Case {
   void Check();
 
   Shape shape_;
-  Floats q_, k_, v_, out_, bias_, sinks_, workspace_;
+  Floats q_, k_, v_, k_scale_, v_scale_, out_, bias_, sinks_, workspace_;
   fovea_attention_params params_;
   fovea_exec exec_;
   fovea_attention_info info_;

@@ -10,6 +10,7 @@ namespace fovea {
 
 struct AttentionTask;
 struct KernelScratch;
+struct QuantizeTask;
 struct RopeTask;
 
 struct KernelTable {
@@ -24,6 +25,7 @@ struct KernelTable {
   void (*store_sum)(const float* sum, int64_t n, int32_t dtype, void* out);
   void (*rope)(const RopeTask&);
   void (*rms_norm)(const float* weight, float eps, int64_t heads, int64_t dim, float* row);
+  void (*quantize)(const QuantizeTask&);
   void (*linear_multiply)(const LinearBlock&);
   const LinearTypeKernels* linear;  // by storage type, F32, BF16, F16
 };

@@ -103,7 +103,10 @@ fovea_status ResolveParams(const fovea_attention_params* params, CheckData data,
   fovea_status status = CheckParams(params, data, p);
   if (status == FOVEA_OK && data == CheckData::kYes) status = CheckPages(*p);
   // Multi-query attention written as multi-head: one kv head, with the bits and the speed of num_kv_heads = 1.
-  if (status == FOVEA_OK && p->k.stride_head == 0 && p->v.stride_head == 0) p->num_kv_heads = 1;
+  if (status == FOVEA_OK && p->k.stride_head == 0 && p->v.stride_head == 0 && p->k_scale.stride_head == 0 &&
+      p->v_scale.stride_head == 0 && p->k_channel_scale.stride_head == 0) {
+    p->num_kv_heads = 1;
+  }
   return status;
 }
 
@@ -142,8 +145,9 @@ double ElementBytes(const fovea_tensor& x) { return static_cast<double>(DtypeByt
 double KvBytes(const fovea_attention_params& p) {
   double rows = 0.0;
   for (int64_t b = 0; b < p.batch; ++b) rows += static_cast<double>(KvLen(p, b));
-  return (static_cast<double>(p.head_dim) * ElementBytes(p.k) + static_cast<double>(p.v_head_dim) * ElementBytes(p.v)) * rows *
-         static_cast<double>(p.num_kv_heads);
+  const double row = static_cast<double>(p.head_dim) * ElementBytes(p.k) + static_cast<double>(p.v_head_dim) * ElementBytes(p.v) +
+                     ElementBytes(p.k_scale) + ElementBytes(p.v_scale);
+  return row * rows * static_cast<double>(p.num_kv_heads);
 }
 
 fovea_status Describe(const fovea_attention_params* params, const fovea_exec* exec, fovea_attention_info* info) {
@@ -214,6 +218,8 @@ fovea_status CheckSamePlan(const fovea_plan& plan, const fovea_attention_params&
   else if (p.page_size != q.page_size || p.num_pages != q.num_pages || !p.block_table != !q.block_table) field = "pages";
   else if (p.head_dim != q.head_dim || p.v_head_dim != q.v_head_dim) field = "head_dim or v_head_dim";
   else if (!same(p.q, q.q) || !same(p.k, q.k) || !same(p.v, q.v) || !same(p.out, q.out)) field = "q, k, v or out";
+  else if (!same(p.k_scale, q.k_scale) || !same(p.v_scale, q.v_scale) || !same(p.k_channel_scale, q.k_channel_scale))
+    field = "k_scale, v_scale or k_channel_scale";
   else if (!same(p.lse, q.lse) || !same(p.scores, q.scores) || p.scores_stage != q.scores_stage) field = "lse or scores";
   else if (!same(p.mask, q.mask) || !same(p.bias, q.bias) || p.mask_kv_len != q.mask_kv_len || p.mask_align != q.mask_align)
     field = "mask or bias";

@@ -10,7 +10,8 @@
 
 namespace fovea {
 
-static_assert(kF32 == int32_t{FOVEA_F32} && kBF16 == int32_t{FOVEA_BF16} && kF16 == int32_t{FOVEA_F16}, "StorageType is fovea_dtype");
+static_assert(kF32 == int32_t{FOVEA_F32} && kBF16 == int32_t{FOVEA_BF16} && kF16 == int32_t{FOVEA_F16} && kI8 == int32_t{FOVEA_I8},
+              "StorageType is fovea_dtype");
 
 // Bytes of an element; 0 for what this version does not store.
 inline int64_t DtypeBytes(fovea_dtype dtype) {
@@ -21,6 +22,7 @@ inline int64_t DtypeBytes(fovea_dtype dtype) {
     case FOVEA_F16:
       return 2;
     case FOVEA_U8:
+    case FOVEA_I8:
       return 1;
     default:
       return 0;
@@ -76,12 +78,14 @@ inline void FromF32(float x, F16* to) {
   to->bits = static_cast<uint16_t>(bits >> 16 & 0x8000u) | static_cast<uint16_t>(r);
 }
 
-// Element i of an array of F32, BF16 or F16.
+// Element i of an array of F32, BF16, F16 or I8, without the scale that the latter may have.
 inline float LoadElement(fovea_dtype dtype, const void* data, int64_t i) {
   if (dtype == FOVEA_BF16) return ToF32(static_cast<const BF16*>(data)[i]);
   if (dtype == FOVEA_F16) return ToF32(static_cast<const F16*>(data)[i]);
+  if (dtype == FOVEA_I8) return static_cast<float>(static_cast<const int8_t*>(data)[i]);
   return static_cast<const float*>(data)[i];
 }
+// Of the same without I8.
 inline void StoreElement(fovea_dtype dtype, float x, void* data, int64_t i) {
   if (dtype == FOVEA_BF16) return FromF32(x, static_cast<BF16*>(data) + i);
   if (dtype == FOVEA_F16) return FromF32(x, static_cast<F16*>(data) + i);

@@ -44,9 +44,9 @@ class Appender {
   // Rows [i, i + count) of sequence b into rows [row, row + count) of the cache's entry, a sequence or a page.
   void Append(int64_t b, int64_t i, int64_t count, int64_t entry, int64_t row) const {
     if (p_.k_new.dtype != FOVEA_DTYPE_NONE)
-      AppendSide(p_.k_new, p_.k_cache, p_.head_dim, p_.rope, b, i, count, entry, row);
+      AppendSide(p_.k_new, p_.k_cache, p_.k_scale, p_.k_channel_scale, p_.head_dim, p_.rope, b, i, count, entry, row);
     if (p_.v_new.dtype != FOVEA_DTYPE_NONE)
-      AppendSide(p_.v_new, p_.v_cache, p_.v_head_dim, nullptr, b, i, count, entry, row);
+      AppendSide(p_.v_new, p_.v_cache, p_.v_scale, {}, p_.v_head_dim, nullptr, b, i, count, entry, row);
   }
 
   // Of sequence b's rows those whose slots are of share `share` of `shares`.
@@ -73,8 +73,9 @@ class Appender {
   }
 
  private:
-  void AppendSide(const fovea_tensor& from, const fovea_tensor& to, int64_t dim, const fovea_rope_params* rope,
-                  int64_t b, int64_t i, int64_t count, int64_t entry, int64_t row) const {
+  void AppendSide(const fovea_tensor& from, const fovea_tensor& to, const fovea_tensor& scale,
+                  const fovea_tensor& channel_scale, int64_t dim, const fovea_rope_params* rope, int64_t b, int64_t i,
+                  int64_t count, int64_t entry, int64_t row) const {
     const void* x = NewRow(p_, from, b, i);
     const int64_t to_bytes = DtypeBytes(to.dtype);
     char* out = static_cast<char*>(to.data) + (entry * to.stride_batch + row * to.stride_row) * to_bytes;
@@ -96,7 +97,18 @@ class Appender {
     t.out_stride_row = to.stride_row;
     t.x_dtype = from.dtype;
     t.out_dtype = to.dtype;
-    target_.table->rope(t);
+    if (to.dtype != FOVEA_I8) {
+      target_.table->rope(t);
+      return;
+    }
+    QuantizeTask quantize = {};
+    quantize.rows = t;
+    quantize.scale = static_cast<float*>(scale.data) + (entry * scale.stride_batch + row * scale.stride_row);
+    quantize.scale_stride_head = scale.stride_head;
+    quantize.scale_stride_row = scale.stride_row;
+    if (channel_scale.data) quantize.channel_scale = static_cast<const float*>(channel_scale.data) + b * channel_scale.stride_batch;
+    quantize.channel_scale_stride_head = channel_scale.stride_head;
+    target_.table->quantize(quantize);
   }
 
   const Target& target_;

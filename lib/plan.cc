@@ -289,6 +289,14 @@ void FillTask(const fovea_plan& plan, const fovea_attention_params& p, const Pla
   t->q_stride_row = p.q.stride_row;
   t->k_stride_row = p.k.stride_row;
   t->v_stride_row = p.v.stride_row;
+  // Scales lie as the rows do; those of columns are a sequence's.
+  t->k_scale = static_cast<const float*>(at(p.k_scale, kv_batch, task.kv_head, kv_row));
+  t->v_scale = static_cast<const float*>(at(p.v_scale, kv_batch, task.kv_head, kv_row));
+  t->k_channel_scale = static_cast<const float*>(at(p.k_channel_scale, b, task.kv_head, 0));
+  t->k_scale_stride_row = p.k_scale.stride_row;
+  t->v_scale_stride_row = p.v_scale.stride_row;
+  t->k_scale_stride_page = p.k_scale.stride_batch;
+  t->v_scale_stride_page = p.v_scale.stride_batch;
   t->block_table = p.block_table ? p.block_table + b * p.block_table_stride : nullptr;
   t->k_stride_page = p.k.stride_batch;
   t->v_stride_page = p.v.stride_batch;

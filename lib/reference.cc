@@ -37,6 +37,12 @@ const float* KvRow(const fovea_attention_params& p, const fovea_tensor& t, int64
   return Row(t, nullptr, page, kv_head, j % p.page_size, n, buffer);
 }
 
+// The scale of row j of sequence b in k or v; 1 where scales is absent.
+float KvScale(const fovea_attention_params& p, const fovea_tensor& scales, int64_t b, int64_t kv_head, int64_t j) {
+  std::vector<float> unused;
+  return scales.data ? *KvRow(p, scales, b, kv_head, j, 1, &unused) : 1.0f;
+}
+
 int64_t VHeadDim(const fovea_attention_params& p) { return p.v_head_dim ? p.v_head_dim : p.head_dim; }
 
 int64_t MaskColumns(const fovea_attention_params& p, int64_t b) {
@@ -108,7 +114,13 @@ void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t 
   std::vector<char> permitted(static_cast<size_t>(kv_len));
   std::vector<T> s(static_cast<size_t>(kv_len), minus_inf);  // the scores, then their weights
   std::vector<float> q_buffer, kv_buffer;
-  const float* q = Row(p.q, p.cu_seqlens_q, b, h, i, p.head_dim, &q_buffer);
+  const float* stored_q = Row(p.q, p.cu_seqlens_q, b, h, i, p.head_dim, &q_buffer);
+  // Scales of K's columns are Q's as well as K's.
+  std::vector<T> q(stored_q, stored_q + p.head_dim);
+  if (p.k_channel_scale.data) {
+    const float* scales = Row(p.k_channel_scale, nullptr, b, kv_head, 0, p.head_dim, &kv_buffer);
+    for (size_t c = 0; c < q.size(); ++c) q[c] *= static_cast<T>(scales[c]);
+  }
   for (int64_t j = 0; j < kv_len; ++j) {
     const size_t at = static_cast<size_t>(j);
     permitted[at] = Permitted(p, b, h, i, j);
@@ -117,11 +129,12 @@ void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t 
     T dot = 0;
     double magnitude = 0;
     for (int64_t c = 0; c < p.head_dim; ++c) {
-      dot += static_cast<T>(q[c]) * static_cast<T>(k[c]);
-      magnitude += std::fabs(static_cast<double>(q[c]) * static_cast<double>(k[c]));
+      dot += q[static_cast<size_t>(c)] * static_cast<T>(k[c]);
+      magnitude += std::fabs(static_cast<double>(q[static_cast<size_t>(c)]) * static_cast<double>(k[c]));
     }
-    T score = scale * dot;
-    magnitude = Finite(magnitude * std::fabs(static_cast<double>(scale)));
+    const float k_scale = KvScale(p, p.k_scale, b, kv_head, j);
+    T score = scale * dot * static_cast<T>(k_scale);
+    magnitude = Finite(magnitude * std::fabs(static_cast<double>(scale) * static_cast<double>(k_scale)));
     if (p.scores_stage == FOVEA_SCORES_RAW) row->scores[at] = score;
     if (cap > 0) score = cap * std::tanh(score / cap);
     if (p.scores_stage == FOVEA_SCORES_SOFT_CAPPED) row->scores[at] = score;
@@ -179,9 +192,11 @@ void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t 
       row->row_magnitude = std::max(row->row_magnitude, row->magnitudes[at]);
     }
     const float* v = KvRow(p, p.v, b, kv_head, j, VHeadDim(p), &kv_buffer);
+    const float v_scale = KvScale(p, p.v_scale, b, kv_head, j);
+    const T scaled = weight * static_cast<T>(v_scale);
     for (int64_t c = 0; c < VHeadDim(p); ++c) {
-      if (!empty) row->out[static_cast<size_t>(c)] += weight * static_cast<T>(v[c]);
-      row->v_magnitude = std::max(row->v_magnitude, Finite(std::fabs(static_cast<double>(v[c]))));
+      if (!empty) row->out[static_cast<size_t>(c)] += scaled * static_cast<T>(v[c]);
+      row->v_magnitude = std::max(row->v_magnitude, Finite(std::fabs(static_cast<double>(v[c]) * static_cast<double>(v_scale))));
     }
   }
   row->spreads.assign(rounding == Weights::kBf16 ? row->out.size() : 0, 0);

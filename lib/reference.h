@@ -38,7 +38,7 @@ struct ReferenceRow {
 //   S_j = scale * sum_k q_k k_jk; soft cap; S_j += bias_j - slope |j - pos|, -FLT_MAX if below -FLT_MAX / log2(e)
 //   m = max(S_j, sink); l = sum_j exp(S_j - m) + exp(sink - m); P_j = exp(S_j - m) / l; O = sum_j P_j V_j; LSE = m +
 //   log(l)
-// With T = float out is rounded to its dtype.
+// With T = float out is rounded to its dtype. I8: S_j = (scale * sum_k (q_k channel_k) k_jk) * k_scale_j, O = sum_j (P_j v_scale_j) V_j.
 // K, V and bias of a key that is not permitted are not read; for RAW and SOFT_CAPPED scores, K of every key is.
 // Weights::kBf16: with T = float exp(S_j - m) is rounded to bf16 before it is summed and used.
 enum class Weights { kF32, kBf16 };

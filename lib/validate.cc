@@ -259,14 +259,27 @@ fovea_status MakeView(Name name, const void* data, int64_t element_bytes, const 
 }
 
 // The dtypes that a tensor may have.
-enum class Takes { kF32, kU8, kFloats };
+enum class Takes { kF32, kU8, kFloats, kFloatsOrI8 };
 
 bool IsTaken(Takes takes, fovea_dtype dtype) {
   if (takes == Takes::kU8) return dtype == FOVEA_U8;
-  return dtype == FOVEA_F32 || (takes == Takes::kFloats && (dtype == FOVEA_BF16 || dtype == FOVEA_F16));
+  if (takes == Takes::kFloatsOrI8 && dtype == FOVEA_I8) return true;
+  return dtype == FOVEA_F32 || (takes != Takes::kF32 && (dtype == FOVEA_BF16 || dtype == FOVEA_F16));
 }
 
-const char* TakesText(Takes takes) { return takes == Takes::kU8 ? "U8" : takes == Takes::kF32 ? "F32" : "F32, BF16 or F16"; }
+const char* TakesText(Takes takes) {
+  switch (takes) {
+    case Takes::kF32:
+      return "F32";
+    case Takes::kU8:
+      return "U8";
+    case Takes::kFloats:
+      return "F32, BF16 or F16";
+    case Takes::kFloatsOrI8:
+      return "F32, BF16, F16 or I8";
+  }
+  return "";
+}
 
 struct Expected {
   Name name;
@@ -439,14 +452,11 @@ bool IsZero(const fovea_tensor& t) {
 }
 
 fovea_status CheckReserved(const fovea_attention_params& p) {
-  const char* set = !IsZero(p.k_scale)           ? "k_scale"
-                    : !IsZero(p.v_scale)         ? "v_scale"
-                    : !IsZero(p.k_channel_scale) ? "k_channel_scale"
-                    : !(p.dropout_p == 0)        ? "dropout_p"
-                    : p.reserved != 0            ? "reserved"
-                    : p.dropout_seed != 0        ? "dropout_seed"
-                    : p.dropout_offset != 0      ? "dropout_offset"
-                                                 : nullptr;
+  const char* set = !(p.dropout_p == 0)     ? "dropout_p"
+                    : p.reserved != 0       ? "reserved"
+                    : p.dropout_seed != 0   ? "dropout_seed"
+                    : p.dropout_offset != 0 ? "dropout_offset"
+                                            : nullptr;
   if (set == nullptr) return FOVEA_OK;
   return Fail(kUnsupported, "%s is set: this version does not support it, it must be 0", set);
 }
@@ -689,6 +699,13 @@ fovea_status CheckSlopes(const fovea_attention_params& p) {
   return FOVEA_OK;
 }
 
+// Scales are an int8 tensor's.
+fovea_status CheckScaled(const char* name, const fovea_tensor& scale, const char* of_name, const fovea_tensor& of) {
+  if (!IsPresent(scale) || of.dtype == FOVEA_I8) return FOVEA_OK;
+  return Fail(kInvalid, "%s is given: must be absent where %s.dtype = %s, scales are those of I8", name, of_name,
+              fovea_dtype_str(of.dtype));
+}
+
 // Views of a layer around the attention: outputs first.
 struct LayerViews {
   const View* views;
@@ -708,6 +725,8 @@ fovea_status CheckTensors(CheckData check, const Needed& needed, const LayerView
   const int64_t lse_extent[] = {q_batch, p->num_q_heads, q_rows, 1};
   const int64_t scores_extent[] = {q_batch, p->num_q_heads, q_rows, p->kv_len};
   const int64_t mask_extent[] = {p->batch, p->num_q_heads, needed.mask_rows, needed.mask_cols};
+  const int64_t scale_extent[] = {kv_batch, p->num_kv_heads, kv_rows, 1};
+  const int64_t channel_extent[] = {p->batch, p->num_kv_heads, 1, p->head_dim};
   const struct {
     Expected want;
     const int64_t (&extent)[kDims];
@@ -717,17 +736,23 @@ fovea_status CheckTensors(CheckData check, const Needed& needed, const LayerView
       {{{"lse"}, Takes::kF32, false, false}, lse_extent, &p->lse},
       {{{"scores"}, Takes::kF32, false, true}, scores_extent, &p->scores},
       {{{"q"}, Takes::kFloats, true, false}, q_extent, &p->q},
-      {{{"k"}, Takes::kFloats, true, false}, k_extent, &p->k},
-      {{{"v"}, Takes::kFloats, true, false}, v_extent, &p->v},
+      {{{"k"}, Takes::kFloatsOrI8, true, false}, k_extent, &p->k},
+      {{{"v"}, Takes::kFloatsOrI8, true, false}, v_extent, &p->v},
+      {{{"k_scale"}, Takes::kF32, false, false}, scale_extent, &p->k_scale},
+      {{{"v_scale"}, Takes::kF32, false, false}, scale_extent, &p->v_scale},
+      {{{"k_channel_scale"}, Takes::kF32, false, false}, channel_extent, &p->k_channel_scale},
       {{{"mask"}, Takes::kU8, false, true}, mask_extent, &p->mask},
       {{{"bias"}, Takes::kFloats, false, true}, mask_extent, &p->bias},
   };
   constexpr int kOutputs = 3, kOptions = 6;  // out, lse, scores; q, k, v; then options
-  View views[16];
+  View views[20];
   int n = 0;
   for (const auto& t : tensors) {
     if (fovea_status s = CheckTensor(t.want, t.extent, check, t.tensor, &views[n++]); s != FOVEA_OK) return s;
   }
+  if (fovea_status s = CheckScaled("k_scale", p->k_scale, "k", p->k); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckScaled("v_scale", p->v_scale, "v", p->v); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckScaled("k_channel_scale", p->k_channel_scale, "k", p->k); s != FOVEA_OK) return s;
   // q_lens and cu_seqlens_q exclude each other, as do kv_lens and cu_seqlens_kv.
   const struct {
     const char* name;
@@ -866,8 +891,9 @@ class Views {
  public:
   explicit Views(int outputs, CheckData data = CheckData::kYes) : outputs_(outputs), data_(data) {}
 
-  fovea_status AddTensor(Name name, bool required, const int64_t (&extent)[kDims], fovea_tensor* t) {
-    return CheckTensor({name, Takes::kFloats, required, false}, extent, data_, t, &views_[n_++]);
+  fovea_status AddTensor(Name name, bool required, const int64_t (&extent)[kDims], fovea_tensor* t,
+                         Takes takes = Takes::kFloats) {
+    return CheckTensor({name, takes, required, false}, extent, data_, t, &views_[n_++]);
   }
   // int32 [rows][cols], stride apart.
   fovea_status AddArray(Name name, const int32_t* data, int64_t rows, int64_t stride, int64_t cols) {
@@ -1056,6 +1082,22 @@ fovea_status CheckPlaces(const fovea_kv_append_params& p) {
   return FOVEA_OK;
 }
 
+// Columns of new keys are divided by these.
+fovea_status CheckChannelScales(const fovea_kv_append_params& p) {
+  const fovea_tensor& t = p.k_channel_scale;
+  for (int64_t b = 0; b < (t.stride_batch == 0 ? 1 : p.batch); ++b) {
+    for (int64_t h = 0; h < (t.stride_head == 0 ? 1 : p.num_kv_heads); ++h) {
+      const float* scale = static_cast<const float*>(t.data) + (b * t.stride_batch + h * t.stride_head);
+      for (int64_t c = 0; c < p.head_dim; ++c) {
+        if (std::isfinite(scale[c]) && scale[c] != 0) continue;
+        return Fail(kInvalid, "k_channel_scale[%" PRId64 "][%" PRId64 "][0][%" PRId64 "] = %g: must be finite and not 0",
+                    b, h, c, double{scale[c]});
+      }
+    }
+  }
+  return FOVEA_OK;
+}
+
 // Which of the three kinds of cache it is, and that nothing of the others is set.
 fovea_status CheckCacheKind(const fovea_kv_append_params& p) {
   const bool paged = p.block_table != nullptr || p.slot_mapping != nullptr;
@@ -1189,23 +1231,50 @@ fovea_status CheckKvAppend(const fovea_kv_append_params* user, fovea_kv_append_p
   if (!IsPresent(p->k_new) && !IsPresent(p->v_new))
     return Fail(kInvalid, "k_new and v_new: at least one must be given");
   const struct {
-    Name new_name, cache_name;
-    fovea_tensor *fresh, *cache;
+    Name new_name, cache_name, scale_name;
+    const char* dim_name;
+    fovea_tensor *fresh, *cache, *scale;
     int64_t dim;
-  } sides[] = {{{"k_new"}, {"k_cache"}, &p->k_new, &p->k_cache, p->head_dim},
-               {{"v_new"}, {"v_cache"}, &p->v_new, &p->v_cache, p->v_head_dim}};
-  Views views(2);
+  } sides[] = {{{"k_new"}, {"k_cache"}, {"k_scale"}, "head_dim", &p->k_new, &p->k_cache, &p->k_scale, p->head_dim},
+               {{"v_new"}, {"v_cache"}, {"v_scale"}, "v_head_dim", &p->v_new, &p->v_cache, &p->v_scale, p->v_head_dim}};
+  Views views(4);
   for (const auto& side : sides) {
     const int64_t extent[] = {entries, p->num_kv_heads, rows, side.dim};
     if (!IsPresent(*side.fresh) && IsPresent(*side.cache)) {
       return Fail(kInvalid, "%s is given: must be absent where %s is", side.cache_name.base, side.new_name.base);
     }
-    if (fovea_status s = views.AddTensor(side.cache_name, IsPresent(*side.fresh), extent, side.cache); s != FOVEA_OK)
+    if (fovea_status s =
+            views.AddTensor(side.cache_name, IsPresent(*side.fresh), extent, side.cache, Takes::kFloatsOrI8);
+        s != FOVEA_OK) {
       return s;
+    }
+    const bool quantized = side.cache->dtype == FOVEA_I8;
+    const int64_t scale_extent[] = {entries, p->num_kv_heads, rows, 1};
+    if (fovea_status s = views.AddTensor(side.scale_name, quantized, scale_extent, side.scale, Takes::kF32);
+        s != FOVEA_OK) {
+      return s;
+    }
+    if (fovea_status s = CheckScaled(side.scale_name.base, *side.scale, side.cache_name.base, *side.cache);
+        s != FOVEA_OK) {
+      return s;
+    }
+    if (quantized && side.dim > kMaxQuantizedColumns) {
+      return Fail(kUnsupported, "%s = %" PRId64 ": must be at most %" PRId64 " where %s.dtype = I8", side.dim_name,
+                  side.dim, kMaxQuantizedColumns, side.cache_name.base);
+    }
   }
   for (const auto& side : sides) {
     const int64_t extent[] = {packed ? 1 : p->batch, p->num_kv_heads, packed ? p->total_q : p->q_len, side.dim};
     if (fovea_status s = views.AddTensor(side.new_name, false, extent, side.fresh); s != FOVEA_OK) return s;
+  }
+  const int64_t channel_extent[] = {p->batch, p->num_kv_heads, 1, p->head_dim};
+  if (fovea_status s = views.AddTensor({"k_channel_scale"}, false, channel_extent, &p->k_channel_scale, Takes::kF32);
+      s != FOVEA_OK) {
+    return s;
+  }
+  if (fovea_status s = CheckScaled("k_channel_scale", p->k_channel_scale, "k_cache", p->k_cache); s != FOVEA_OK) return s;
+  if (IsPresent(p->k_channel_scale)) {
+    if (fovea_status s = CheckChannelScales(*p); s != FOVEA_OK) return s;
   }
   if (fovea_status s = CheckPlaces(*p); s != FOVEA_OK) return s;
   if (p->rope != nullptr) {

@@ -151,6 +151,22 @@ def bf16(a):
 
 for name, rounded in (("bf16", bf16), ("f16", lambda a: a.astype(np.float16).astype(np.float32)), ("f32", lambda a: a)):
     checks.run(f"cli: --dtype {name} rounds q, k, v and bias first", lambda: dtype_option(name, rounded))
+
+
+def int8_option(options):
+    def quantized(a):
+        scale = np.abs(a).max(-1, keepdims=True).astype(np.float32) / np.float32(127)
+        return np.rint(a / scale).astype(np.float64) * scale
+    folder = Folder(q=q, k=k, v=v)
+    done = run(*folder.args("--dtype", "i8", *options, "--out", "{}/o.npy", "--check"))
+    want = attention(q, quantized(k), quantized(v))[0]
+    np.testing.assert_allclose(np.load(folder / "o.npy"), want, rtol=1e-5, atol=1e-5)
+    if "converted k I8, v I8" not in done.stdout:
+        raise AssertionError(f"{done.stdout!r} does not say which are converted")
+
+
+checks.run("cli: --dtype i8 quantizes k and v row by row", int8_option, [])
+checks.run("cli: --dtype i8 --page-size 4", int8_option, ["--page-size", 4])
 checks.run("cli: --dtype f32 of float16 arrays", computes, *half, ["--dtype", "f32"])
 
 

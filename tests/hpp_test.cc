@@ -217,8 +217,8 @@ TEST_SUITE("once") {
     CHECK(StatusOf([&] { fovea::describe(s.p); }, "causal = 3") == FOVEA_ERR_INVALID_ARGUMENT);
     CHECK(s.out == std::vector<float>{7, 7});
     Small t;
-    t.p.k.dtype = FOVEA_I8;
-    CHECK(StatusOf([&] { fovea::attention_forward(t.p); }, "k.dtype = I8") == FOVEA_ERR_UNSUPPORTED);
+    t.p.k.dtype = FOVEA_Q8_0;
+    CHECK(StatusOf([&] { fovea::attention_forward(t.p); }, "k.dtype = Q8_0") == FOVEA_ERR_UNSUPPORTED);
     CHECK(StatusOf([&] { fovea::merge({t.p.out}, {}, 1, 1, 1, 2, t.p.out); }, "lses.size() = 0") ==
           FOVEA_ERR_INVALID_ARGUMENT);
     CHECK(StatusOf([&] { fovea::merge({}, {}, 1, 1, 1, 2, t.p.out); }, "n = 0") == FOVEA_ERR_INVALID_ARGUMENT);

@@ -136,6 +136,15 @@ struct AppendCase {
       Fill(*k_cache, 2);
       p.k_new = k_new->view();
       p.k_cache = k_cache->view();
+      if (s.k_dtype == FOVEA_I8) {
+        k_scale = make(FOVEA_F32, with(cache, 1), false);
+        p.k_scale = k_scale->view();
+        if (rng.Chance(50)) {
+          k_channel_scale = make(FOVEA_F32, {s.batch, s.num_kv_heads, 1, s.head_dim}, true);
+          Fill(*k_channel_scale, 7);  // none is 0
+          p.k_channel_scale = k_channel_scale->view();
+        }
+      }
     }
     if (s.v) {
       v_new = make(s.fresh, with(fresh, v_dim), true);
@@ -144,6 +153,10 @@ struct AppendCase {
       Fill(*v_cache, 4);
       p.v_new = v_new->view();
       p.v_cache = v_cache->view();
+      if (s.v_dtype == FOVEA_I8) {
+        v_scale = make(FOVEA_F32, with(cache, 1), false);
+        p.v_scale = v_scale->view();
+      }
     }
     if (s.rope) AddRope(&rng, guard);
     Snapshot();
@@ -191,7 +204,8 @@ struct AppendCase {
   }
 
   void Snapshot() {
-    for (TestTensor* t : {k_new.get(), v_new.get(), k_cache.get(), v_cache.get(), cos.get(), sin.get()}) {
+    for (TestTensor* t : {k_new.get(), v_new.get(), k_cache.get(), v_cache.get(), k_scale.get(), v_scale.get(),
+                          k_channel_scale.get(), cos.get(), sin.get()}) {
       if (t) t->Snapshot();
     }
   }
@@ -215,18 +229,45 @@ struct AppendCase {
     return {p.block_table[b * p.block_table_stride + (start + i) / p.page_size], (start + i) % p.page_size};
   }
 
-  std::string CheckSide(const TestTensor& cache, const TestTensor& fresh, const std::map<Place, Source>& last) const {
+  // What row i of sequence b should be in the cache, and its scale, as fovea.h has it; in f32, each operation rounded.
+  std::vector<float> Expected(fovea_dtype dtype, const TestTensor& fresh, const TestTensor* channel_scale, const Source& source,
+                              int64_t h, float* scale) const {
+    std::vector<float> row(static_cast<size_t>(fresh.shape().cols));
+    float most = 0;
+    bool finite = true;
+    for (size_t n = 0; n < row.size(); ++n) {
+      const int64_t c = static_cast<int64_t>(n);
+      row[n] = p.cu_seqlens_q ? fresh.Get(0, h, p.cu_seqlens_q[source.b] + source.i, c) : fresh.Get(source.b, h, source.i, c);
+      if (dtype != FOVEA_I8) {
+        float stored = 0;
+        fovea::StoreElement(dtype, row[n], &stored, 0);
+        row[n] = fovea::LoadElement(dtype, &stored, 0);
+      }
+      if (channel_scale) row[n] /= channel_scale->Get(source.b, h, 0, c);
+      finite &= std::isfinite(row[n]);
+      most = std::max(most, std::fabs(row[n]));
+    }
+    if (dtype != FOVEA_I8) return row;
+    *scale = finite ? most / 127 : std::nanf("");
+    for (float& x : row) x = *scale > 0 ? std::clamp(std::nearbyint(x / *scale), -127.0f, 127.0f) : 0.0f;
+    return row;
+  }
+
+  std::string CheckSide(const TestTensor& cache, const TestTensor* scales, const TestTensor* channel_scale, const TestTensor& fresh,
+                        const std::map<Place, Source>& last) const {
     const Shape& s = cache.shape();
     for (const auto& [place, source] : last) {
       for (int64_t h = 0; h < s.heads; ++h) {
+        float scale = 0;
+        const std::vector<float> row = Expected(cache.view().dtype, fresh, channel_scale, source, h, &scale);
+        if (scales && BitDifference({scale}, {scales->Get(place.entry, h, place.row)}) != "") {
+          return "scale of entry " + std::to_string(place.entry) + " row " + std::to_string(place.row) + ": " +
+                 BitDifference({scale}, {scales->Get(place.entry, h, place.row)});
+        }
         for (int64_t c = 0; c < s.cols; ++c) {
-          const float got = cache.Get(place.entry, h, place.row, c);
-          const float value = p.cu_seqlens_q ? fresh.Get(0, h, p.cu_seqlens_q[source.b] + source.i, c)
-                                             : fresh.Get(source.b, h, source.i, c);
-          float stored[1] = {};
-          fovea::StoreElement(cache.view().dtype, value, stored, 0);
-          const float expected = fovea::LoadElement(cache.view().dtype, stored, 0);
-          if (std::memcmp(&got, &expected, sizeof got) != 0) {
+          const float got = cache.Get(place.entry, h, place.row, c), expected = row[static_cast<size_t>(c)];
+          const bool same = scales ? got == expected : std::memcmp(&got, &expected, sizeof got) == 0;
+          if (!same) {
             return "entry " + std::to_string(place.entry) + " row " + std::to_string(place.row) + " head " +
                    std::to_string(h) + " column " + std::to_string(c) + ": " + std::to_string(got) + ", row " +
                    std::to_string(source.i) + " of sequence " + std::to_string(source.b) + " has " +
@@ -235,7 +276,9 @@ struct AppendCase {
         }
       }
     }
-    return cache.Changed([&](int64_t entry, int64_t, int64_t row) { return last.count({entry, row}) != 0; });
+    const auto written = [&](int64_t entry, int64_t, int64_t row) { return last.count({entry, row}) != 0; };
+    const std::string changed = cache.Changed(written);
+    return changed.empty() && scales ? scales->Changed(written) : changed;
   }
 
   // "" or what is wrong. Rotated rows are those that fovea_rope gives, bit for bit (rope_test.cc has it right).
@@ -248,7 +291,7 @@ struct AppendCase {
     std::string wrong;
     if (k_new) {
       if (p.rope) {
-        TestTensor rotated(spec.k_dtype, k_new->shape(), DenseStrides(k_new->shape()), Guard::kAfter);
+        TestTensor rotated(spec.k_dtype == FOVEA_I8 ? FOVEA_F32 : spec.k_dtype, k_new->shape(), DenseStrides(k_new->shape()), Guard::kAfter);
         fovea_rope_params r = rope;
         r.batch = p.batch;
         r.num_heads = p.num_kv_heads;
@@ -266,13 +309,13 @@ struct AppendCase {
           r.position_ids = ids.data();
         }
         if (fovea_rope(&r, nullptr) != FOVEA_OK) return fovea_last_error();
-        wrong = CheckSide(*k_cache, rotated, last);
+        wrong = CheckSide(*k_cache, k_scale.get(), k_channel_scale.get(), rotated, last);
       } else {
-        wrong = CheckSide(*k_cache, *k_new, last);
+        wrong = CheckSide(*k_cache, k_scale.get(), k_channel_scale.get(), *k_new, last);
       }
     }
-    if (wrong.empty() && v_new) wrong = CheckSide(*v_cache, *v_new, last);
-    for (const TestTensor* t : {k_new.get(), v_new.get(), cos.get(), sin.get()}) {
+    if (wrong.empty() && v_new) wrong = CheckSide(*v_cache, v_scale.get(), nullptr, *v_new, last);
+    for (const TestTensor* t : {k_new.get(), v_new.get(), k_channel_scale.get(), cos.get(), sin.get()}) {
       if (wrong.empty() && t) wrong = t->Changed();
     }
     return wrong;
@@ -306,7 +349,7 @@ struct AppendCase {
   AppendSpec spec;
   fovea_kv_append_params p;
   fovea_rope_params rope;
-  std::unique_ptr<TestTensor> k_new, v_new, k_cache, v_cache, cos, sin;
+  std::unique_ptr<TestTensor> k_new, v_new, k_cache, v_cache, k_scale, v_scale, k_channel_scale, cos, sin;
 
  private:
   GuardedArray<int32_t> cu_, lens_, starts_, table_, slots_, ids_;
@@ -334,6 +377,8 @@ AppendSpec RandomAppend(uint64_t seed) {
     for (fovea_dtype* dtype : {&s.fresh, &s.k_dtype, &s.v_dtype, &s.tables}) {
       *dtype = static_cast<fovea_dtype>(rng.Pick({FOVEA_F32, FOVEA_BF16, FOVEA_F16}));
     }
+    if (rng.Chance(30)) s.k_dtype = FOVEA_I8;
+    if (rng.Chance(30)) s.v_dtype = FOVEA_I8;
   }
   return s;
 }
@@ -355,9 +400,100 @@ TEST_CASE(
   }
 }
 
+TEST_CASE("kv_append: an int8 row has a scale of its own: NaN, Inf, zeros, the range of f32, ties to even") {
+  constexpr int64_t kRows = 9, kDim = 37;
+  const Shape shape = {1, 1, kRows, kDim};
+  const TestTensor fresh(FOVEA_F32, shape, DenseStrides(shape), Guard::kAfter), cache(FOVEA_I8, shape, DenseStrides(shape), Guard::kAfter),
+      scale(FOVEA_F32, {1, 1, kRows, 1}, DenseStrides({1, 1, kRows, 1}), Guard::kAfter);
+  for (int64_t i = 0; i < kRows; ++i) {
+    for (int64_t c = 0; c < kDim; ++c) fresh.F32(0, 0, i, c) = static_cast<float>(c) - 18.0f;
+  }
+  fresh.F32(0, 0, 1, 36) = std::nanf("");
+  fresh.F32(0, 0, 2, 0) = HUGE_VALF;
+  for (int64_t c = 0; c < kDim; ++c) {
+    fresh.F32(0, 0, 3, c) = c % 2 ? 0.0f : -0.0f;
+    fresh.F32(0, 0, 4, c) *= 0x1p123f;
+    fresh.F32(0, 0, 5, c) *= 0x1p-149f;                                                         // the scale is 0
+    fresh.F32(0, 0, 6, c) = c % 2 ? 100 * 0x1p-149f : -7 * 0x1p-149f;                           // a scale of 2^-149
+    fresh.F32(0, 0, 7, c) = c == 0 ? -127.0f : c == 1 ? 2.5f : c == 2 ? 3.5f : c == 3 ? -0.5f : 126.5f;  // a scale of 1
+  }
+  fovea_kv_append_params p;
+  fovea_kv_append_params_init(&p, sizeof p);
+  p.batch = p.num_kv_heads = 1;
+  p.q_len = p.capacity = kRows;
+  p.head_dim = kDim;
+  p.k_new = fresh.view();
+  p.k_cache = cache.view();
+  p.k_scale = scale.view();
+  REQUIRE(Append(p) == "");
+  const auto row = [&](int64_t i) {
+    std::vector<float> values;
+    for (int64_t c = 0; c < kDim; ++c) values.push_back(cache.Get(0, 0, i, c));
+    return values;
+  };
+  CHECK(scale.F32(0, 0, 0) == 18.0f / 127.0f);
+  CHECK(row(0)[0] == -127);
+  CHECK(row(0)[19] == 7);
+  CHECK(row(8) == row(0));
+  for (int64_t i : {1, 2}) {
+    CHECK(std::isnan(scale.F32(0, 0, i)));
+    CHECK(row(i) == std::vector<float>(kDim, 0.0f));
+  }
+  for (int64_t i : {3, 5}) {
+    CHECK(scale.F32(0, 0, i) == 0);
+    CHECK(row(i) == std::vector<float>(kDim, 0.0f));
+  }
+  CHECK(scale.F32(0, 0, 4) == 0x1p123f * 18.0f / 127.0f);
+  CHECK(row(4) == row(0));
+  CHECK(scale.F32(0, 0, 6) == 0x1p-149f);
+  CHECK(row(6)[0] == -7);
+  CHECK(row(6)[1] == 100);
+  CHECK(scale.F32(0, 0, 7) == 1);
+  std::vector<float> ties = row(7);
+  ties.resize(5);
+  CHECK(ties == std::vector<float>{-127, 2, 4, 0, 126});
+}
+
+TEST_CASE("kv_append: a row's int8 times its scale is within half a step of it, more by 2^-16 steps") {
+  constexpr int64_t kRows = 400, kDim = 64;
+  const Shape shape = {1, 1, kRows, kDim};
+  const TestTensor fresh(FOVEA_F32, shape, DenseStrides(shape), Guard::kAfter), cache(FOVEA_I8, shape, DenseStrides(shape), Guard::kAfter),
+      scale(FOVEA_F32, {1, 1, kRows, 1}, DenseStrides({1, 1, kRows, 1}), Guard::kAfter),
+      channel(FOVEA_F32, {1, 1, 1, kDim}, DenseStrides({1, 1, 1, kDim}), Guard::kAfter);
+  Rng rng(3);
+  for (int64_t i = 0; i < kRows; ++i) {
+    const float factor = std::ldexp(1.0f, static_cast<int>(rng.Int(-100, 100)));
+    for (int64_t c = 0; c < kDim; ++c) fresh.F32(0, 0, i, c) = factor * rng.Normal();
+  }
+  for (int64_t c = 0; c < kDim; ++c) channel.F32(0, 0, 0, c) = std::ldexp(1 + 0.001f * static_cast<float>(c), static_cast<int>(c % 11) - 5);
+  for (const bool channels : {false, true}) {
+    fovea_kv_append_params p;
+    fovea_kv_append_params_init(&p, sizeof p);
+    p.batch = p.num_kv_heads = 1;
+    p.q_len = p.capacity = kRows;
+    p.head_dim = kDim;
+    p.k_new = fresh.view();
+    p.k_cache = cache.view();
+    p.k_scale = scale.view();
+    if (channels) p.k_channel_scale = channel.view();
+    REQUIRE(Append(p) == "");
+    double worst = 0;
+    for (int64_t i = 0; i < kRows; ++i) {
+      for (int64_t c = 0; c < kDim; ++c) {
+        const double step = static_cast<double>(scale.F32(0, 0, i)) * (channels ? static_cast<double>(channel.F32(0, 0, 0, c)) : 1);
+        const double error = static_cast<double>(cache.Get(0, 0, i, c)) * step - static_cast<double>(fresh.F32(0, 0, i, c));
+        worst = std::max(worst, std::fabs(error) / step);
+      }
+    }
+    CHECK(worst <= 0.5 + 0x1p-16);
+    CHECK(worst > 0.49);
+  }
+}
+
 TEST_CASE("kv_append: the last row stays and the bits are the same, over threads and executors") {
   for (const Cache cache : {Cache::kContiguous, Cache::kBlockTable, Cache::kSlots}) {
-    for (const bool rope : {false, true}) {
+    for (const int kind : {0, 1, 2, 3}) {
+      const bool rope = kind % 2 != 0;
       AppendSpec s;
       s.seed = 7;
       s.cache = cache;
@@ -367,6 +503,7 @@ TEST_CASE("kv_append: the last row stays and the bits are the same, over threads
       s.head_dim = 64;
       s.page_size = 16;
       s.rope = rope;
+      if (kind >= 2) s.k_dtype = s.v_dtype = FOVEA_I8;
       s.repeats = true;
       if (cache != Cache::kContiguous) s.num_pages = 5;  // each slot is written many times
       for (int n = 0; n < 6; ++n) {
@@ -488,6 +625,7 @@ TEST_CASE("kv_append: bad arguments are refused by name, nothing is written") {
   constexpr fovea_status kInvalid = FOVEA_ERR_INVALID_ARGUMENT, kUnsupported = FOVEA_ERR_UNSUPPORTED;
   constexpr Cache kContiguous = Cache::kContiguous, kTable = Cache::kBlockTable, kSlots = Cache::kSlots;
   static int32_t array[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9};
+  static float scales[4096], zeros[4096];
   static const int32_t late[] = {0, 17}, early[] = {-1, 0}, slots[] = {0, 1, -2, 3, 4, 5}, high[] = {0, 1, 2, 3, 4, 30},
                        pages[] = {0, 1, 2, 77};
   const Bad bad[] = {
@@ -511,7 +649,40 @@ TEST_CASE("kv_append: bad arguments are refused by name, nothing is written") {
        kInvalid, "k_new and v_new"},
       {kContiguous, [](P* p, fovea_rope_params*) { p->k_new = fovea_tensor{}; }, kInvalid, "k_cache is given"},
       {kContiguous, [](P* p, fovea_rope_params*) { p->v_cache = fovea_tensor{}; }, kInvalid, "v_cache.dtype = NONE"},
-      {kContiguous, [](P* p, fovea_rope_params*) { p->k_cache.dtype = FOVEA_I8; }, kUnsupported, "k_cache.dtype = I8"},
+      {kContiguous, [](P* p, fovea_rope_params*) { p->k_cache.dtype = FOVEA_F8E4M3; }, kUnsupported,
+       "k_cache.dtype = F8E4M3: this version takes F32, BF16, F16 or I8"},
+      {kContiguous, [](P* p, fovea_rope_params*) { p->k_new.dtype = FOVEA_I8; }, kUnsupported, "k_new.dtype = I8"},
+      {kContiguous, [](P* p, fovea_rope_params*) { p->k_cache.dtype = FOVEA_I8; }, kInvalid, "k_scale.dtype = NONE: must be F32"},
+      {kContiguous, [](P* p, fovea_rope_params*) { p->v_scale = fovea_tensor_bhs(array, FOVEA_F32, 1, 1); }, kInvalid,
+       "v_scale is given: must be absent where v_cache.dtype = "},
+      {kContiguous, [](P* p, fovea_rope_params*) { p->k_channel_scale = fovea_tensor_bhs(array, FOVEA_F32, 1, 1); }, kInvalid,
+       "k_channel_scale is given: must be absent where k_cache.dtype = "},
+      {kContiguous,
+       [](P* p, fovea_rope_params*) {
+         p->v_cache.dtype = FOVEA_I8;
+         p->v_scale = fovea_tensor_bhs(p->v_cache.data, FOVEA_F32, p->num_kv_heads, p->capacity);
+       },
+       kInvalid, "overlaps v_scale"},
+      {kContiguous,
+       [](P* p, fovea_rope_params*) {
+         p->k_cache.dtype = FOVEA_I8;
+         p->k_scale = fovea_tensor_bhs(scales, FOVEA_F32, p->num_kv_heads, p->capacity);
+         p->k_channel_scale = fovea_tensor_bhsd(zeros, FOVEA_F32, p->num_kv_heads, 1, p->head_dim);
+         p->k_channel_scale.stride_batch = p->k_channel_scale.stride_head = 0;
+       },
+       kInvalid, "k_channel_scale[0][0][0][0] = 0: must be finite and not 0"},
+      {kContiguous,
+       [](P* p, fovea_rope_params*) {
+         p->head_dim = 4097;
+         p->rope = nullptr;
+         p->k_new.stride_batch = p->k_cache.stride_batch = p->k_new.stride_head = p->k_cache.stride_head = 1 << 20;
+         p->k_new.stride_row = p->k_cache.stride_row = 4097;
+         p->v_new = p->v_cache = fovea_tensor{};
+         p->k_cache.data = reinterpret_cast<void*>(uintptr_t{1} << 40);
+         p->k_cache.dtype = FOVEA_I8;
+         p->k_scale = fovea_tensor_bhs(scales, FOVEA_F32, p->num_kv_heads, p->capacity);
+       },
+       kUnsupported, "head_dim = 4097: must be at most 4096 where k_cache.dtype = I8"},
       {kContiguous, [](P* p, fovea_rope_params*) { p->k_cache.data = p->k_new.data; }, kInvalid,
        "k_cache overlaps k_new"},
       {kContiguous, [](P* p, fovea_rope_params*) { p->v_cache = p->k_cache; }, kInvalid, "k_cache overlaps v_cache"},

@@ -29,6 +29,14 @@ struct Contiguous {
     const int64_t q_rows = p.cu_seqlens_q ? p.total_q : p.q_len, q_batch = p.cu_seqlens_q ? 1 : p.batch;
     k = Gather(paged.k, p.head_dim);
     v = Gather(paged.v, v_head_dim);
+    if (paged.k_scale.data) {
+      k_scale = Gather(paged.k_scale, 1);
+      p.k_scale = fovea_tensor_bhs(k_scale.data(), FOVEA_F32, p.num_kv_heads, p.kv_len);
+    }
+    if (paged.v_scale.data) {
+      v_scale = Gather(paged.v_scale, 1);
+      p.v_scale = fovea_tensor_bhs(v_scale.data(), FOVEA_F32, p.num_kv_heads, p.kv_len);
+    }
     p.k = fovea_tensor_bhsd(k.data(), paged.k.dtype, p.num_kv_heads, p.kv_len, p.head_dim);
     p.v = fovea_tensor_bhsd(v.data(), paged.v.dtype, p.num_kv_heads, p.kv_len, v_head_dim);
     const auto make = [&](std::vector<float>* memory, int64_t cols) {
@@ -61,7 +69,7 @@ struct Contiguous {
   }
 
   fovea_attention_params p;
-  std::vector<unsigned char> k, v;
+  std::vector<unsigned char> k, v, k_scale, v_scale;
   std::vector<float> out, lse, scores;
 };
 
@@ -319,6 +327,11 @@ TEST_CASE("paged: equals f64 and has the bits of a contiguous copy, every stage 
 TEST_CASE("paged: equals f64 and has the bits of a contiguous copy, pages of bf16 and f16") {
   EachPaged(41000, 20, kPackedQ | kKvLens | kCausal | kBottomRight | kMask | kPoison, FOVEA_SCORES_NONE, FOVEA_BF16, FOVEA_F16);
   EachPaged(41050, 20, kStrides | kBias, FOVEA_SCORES_NONE, FOVEA_F16, FOVEA_F32);
+}
+
+TEST_CASE("paged: equals f64 and has the bits of a contiguous copy, pages of int8 and their scales") {
+  EachPaged(41100, 30, kPackedQ | kKvLens | kCausal | kBottomRight | kMask | kPoison, FOVEA_SCORES_NONE, FOVEA_I8, FOVEA_I8);
+  EachPaged(41150, 20, kStrides | kBias, FOVEA_SCORES_BIASED, FOVEA_I8, FOVEA_I8);
 }
 
 TEST_CASE("paged: an entry that is no page is refused exactly where a permitted key needs it: one row") {

@@ -152,6 +152,10 @@ std::vector<float> ReadExpected(const char* option, const std::string& path, con
 
 double MaxAbs(const Stored& values) {
   double largest = 0;
+  for (const float scale : values.scale) {
+    if (std::isfinite(scale)) largest = std::max(largest, 127.0 * static_cast<double>(scale));
+  }
+  if (values.dtype == FOVEA_I8) return largest;
   const size_t count = values.dtype == FOVEA_F32 ? values.f32.size() : values.bits.size();
   for (int64_t i = 0; i < static_cast<int64_t>(count); ++i) {
     const float value = LoadElement(values.dtype, values.data(), i);

@@ -26,8 +26,13 @@ NpyArray ReadFloats(const char* option, const std::string& path);
 struct Stored {
   fovea_dtype dtype = FOVEA_DTYPE_NONE;
   std::vector<float> f32;
-  std::vector<uint16_t> bits;  // of other types
-  const void* data() const { return dtype == FOVEA_F32 ? static_cast<const void*>(f32.data()) : bits.data(); }
+  std::vector<uint16_t> bits;  // of 16-bit types
+  std::vector<int8_t> i8;
+  std::vector<float> scale;  // of int8 rows
+  const void* data() const {
+    if (dtype == FOVEA_I8) return i8.data();
+    return dtype == FOVEA_F32 ? static_cast<const void*>(f32.data()) : bits.data();
+  }
 };
 
 // Takes the elements; dtype NONE: as they are.
@@ -43,6 +48,7 @@ fovea_tensor Contiguous(const void* data, fovea_dtype dtype, const Shape& bhsd);
 fovea_tensor Broadcast(const char* option, const std::string& path, const Shape& shape, const void* data, fovea_dtype dtype,
                        const Shape& full);
 
+// Of int8: an upper bound, within a quarter of a step.
 double MaxAbs(const Stored& values);
 // The largest |got - want| / max(1, |want| * relative). Equal infinities, and NaN at the same place, are no error; any
 // other NaN or infinity is an infinite one.

@@ -28,7 +28,7 @@ struct AttendOptions {
   std::string out, lse, weights;   // written
   std::string expect, expect_lse;  // compared with
   std::string q_offset;            // a number or "bottom-right"
-  std::string dtype;               // that q, k, v and bias are rounded to; empty: as their files have them
+  std::string dtype;               // that q, k, v and bias are rounded to, or i8: k and v; empty: as their files have them
   std::string target;
   std::optional<float> scale;
   std::optional<double> tolerance;

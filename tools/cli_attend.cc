@@ -17,15 +17,34 @@ namespace {
 
 constexpr double kDefaultTolerance = 2e-6;
 
+// Rows of keys or values as int8 with a scale each.
+Stored Quantize(const Stored& rows, const Shape& bhsd) {
+  Stored stored;
+  stored.dtype = FOVEA_I8;
+  stored.i8.resize(Elements("int8", bhsd));
+  stored.scale.resize(Elements("the scales", {bhsd[0], bhsd[1], bhsd[2]}));
+  fovea_kv_append_params params;
+  ThrowOnError(fovea_kv_append_params_init(&params, sizeof params));
+  params.batch = bhsd[0];
+  params.num_kv_heads = bhsd[1];
+  params.q_len = params.capacity = bhsd[2];
+  params.head_dim = bhsd[3];
+  params.k_new = Contiguous(rows.data(), rows.dtype, bhsd);
+  params.k_cache = Contiguous(stored.data(), FOVEA_I8, bhsd);
+  params.k_scale = fovea_tensor_bhs(stored.scale.data(), FOVEA_F32, bhsd[1], bhsd[2]);
+  ThrowOnError(fovea_kv_append(&params, nullptr));
+  return stored;
+}
+
 // An operand of shape [batch, heads, rows, dim] in pages [heads, page_size, dim], the last rows first, and where they lie.
 Stored DealPages(const Stored& array, const Shape& shape, int64_t page_size, std::vector<int32_t>* table) {
-  const int64_t heads = shape[1], rows = shape[2], dim = shape[3];
+  const int64_t heads = shape[1], rows = shape[2];
   const int64_t columns = (rows + page_size - 1) / page_size, num_pages = shape[0] * columns;
   Stored pages;
   pages.dtype = array.dtype;
   table->resize(static_cast<size_t>(num_pages));
   for (int64_t n = 0; n < num_pages; ++n) (*table)[static_cast<size_t>(n)] = static_cast<int32_t>(num_pages - 1 - n);
-  const auto deal = [&](const auto& from, auto* to) {
+  const auto deal = [&](const auto& from, auto* to, int64_t dim) {
     if (from.empty()) return;
     to->resize(Elements("the pages", {num_pages, heads, page_size, dim}));
     for (int64_t n = 0; n < num_pages; ++n) {
@@ -36,8 +55,10 @@ Stored DealPages(const Stored& array, const Shape& shape, int64_t page_size, std
       }
     }
   };
-  deal(array.f32, &pages.f32);
-  deal(array.bits, &pages.bits);
+  deal(array.f32, &pages.f32, shape[3]);
+  deal(array.bits, &pages.bits, shape[3]);
+  deal(array.i8, &pages.i8, shape[3]);
+  deal(array.scale, &pages.scale, 1);
   return pages;
 }
 
@@ -49,7 +70,7 @@ fovea_dtype ParseDtype(const char* option, const std::string& text) {
   for (fovea_dtype dtype = FOVEA_F32; dtype <= FOVEA_Q8_0; ++dtype) {
     if (upper == fovea_dtype_str(dtype)) return dtype;
   }
-  throw InputError(fmt::format("{}: {}: not a dtype; f32, bf16 or f16 is wanted", option, text));
+  throw InputError(fmt::format("{}: {}: not a dtype; f32, bf16, f16 or i8 is wanted", option, text));
 }
 
 int RunAttend(const AttendOptions& o) {
@@ -57,8 +78,10 @@ int RunAttend(const AttendOptions& o) {
   if (o.page_size < 0) throw InputError(fmt::format("--page-size {}: at least 1", o.page_size));
   if (o.scale && std::isnan(*o.scale)) throw InputError("--scale nan: a number is wanted");
   if (o.tolerance && !(*o.tolerance >= 0)) throw InputError(fmt::format("--tolerance {}: at least 0", *o.tolerance));
-  const fovea_dtype dtype = o.dtype.empty() ? FOVEA_DTYPE_NONE : ParseDtype("--dtype", o.dtype);
-  if (dtype > FOVEA_F16) throw InputError(fmt::format("--dtype: {}: f32, bf16 or f16 is wanted", o.dtype));
+  fovea_dtype dtype = o.dtype.empty() ? FOVEA_DTYPE_NONE : ParseDtype("--dtype", o.dtype);
+  if (dtype > FOVEA_F16 && dtype != FOVEA_I8) throw InputError(fmt::format("--dtype: {}: f32, bf16, f16 or i8 is wanted", o.dtype));
+  const bool quantize = dtype == FOVEA_I8;
+  if (quantize) dtype = FOVEA_DTYPE_NONE;
   if (!o.target.empty()) ThrowOnError(fovea_set_target(o.target.c_str()));
 
   bool batched = false;
@@ -80,10 +103,18 @@ int RunAttend(const AttendOptions& o) {
   params.v_head_dim = v.shape[3];
   if (params.v_head_dim == 0)
     throw InputError(fmt::format("{}: dim 0 of {}", o.v, ShapeText(v.shape)));  // 0 is "as q" in the ABI
-  const Stored q_data = Store(&q, dtype), k_data = Store(&k, dtype), v_data = Store(&v, dtype);
+  const Stored q_data = Store(&q, dtype);
+  Stored k_data = Store(&k, dtype), v_data = Store(&v, dtype);
+  if (quantize) k_data = Quantize(k_data, k.shape), v_data = Quantize(v_data, v.shape);
   params.q = Contiguous(q_data.data(), q_data.dtype, q.shape);
   params.k = Contiguous(k_data.data(), k_data.dtype, k.shape);
   params.v = Contiguous(v_data.data(), v_data.dtype, v.shape);
+  const auto add_scales = [&](const Stored& k_from, const Stored& v_from, int64_t rows) {
+    if (!quantize) return;
+    params.k_scale = fovea_tensor_bhs(k_from.scale.data(), FOVEA_F32, k.shape[1], rows);
+    params.v_scale = fovea_tensor_bhs(v_from.scale.data(), FOVEA_F32, v.shape[1], rows);
+  };
+  add_scales(k_data, v_data, params.kv_len);
   std::vector<int32_t> table;
   Stored k_pages, v_pages;
   if (o.page_size > 0) {
@@ -91,6 +122,7 @@ int RunAttend(const AttendOptions& o) {
     v_pages = DealPages(v_data, v.shape, o.page_size, &table);
     params.k = Contiguous(k_pages.data(), k_pages.dtype, {0, k.shape[1], o.page_size, k.shape[3]});
     params.v = Contiguous(v_pages.data(), v_pages.dtype, {0, v.shape[1], o.page_size, v.shape[3]});
+    add_scales(k_pages, v_pages, o.page_size);
     params.page_size = o.page_size;
     params.num_pages = static_cast<int64_t>(table.size());
     params.block_table_stride = (params.kv_len + o.page_size - 1) / o.page_size;

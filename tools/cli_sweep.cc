@@ -216,7 +216,8 @@ void CheckDtype(fovea_dtype dtype) {
   fovea_attention_params p;
   ThrowOnError(fovea_attention_params_init(&p, sizeof p));
   p.batch = p.num_q_heads = p.num_kv_heads = p.q_len = p.kv_len = p.head_dim = 1;
-  p.q = p.k = p.v = p.out = fovea_tensor_bhsd(nullptr, dtype, 1, 1, 1);
+  p.k = p.v = fovea_tensor_bhsd(nullptr, dtype, 1, 1, 1);
+  p.q = p.out = fovea_tensor_bhsd(nullptr, dtype == FOVEA_I8 ? FOVEA_F32 : dtype, 1, 1, 1);
   size_t bytes;
   if (fovea_attention_workspace_size(&p, nullptr, &bytes) != FOVEA_OK) {
     throw InputError(fmt::format("--dtypes: {}", fovea_last_error()));

@@ -67,7 +67,9 @@ void AddAttendOptions(CLI::App* attend, AttendOptions* o) {
                    "Default 2e-6, for --expect times max(1, largest |V|)")
       ->type_name("X");
   attend
-      ->add_option("--dtype", o->dtype, "f32, bf16 or f16: round q, k, v and bias to it first; default: as in their files")
+      ->add_option("--dtype", o->dtype,
+                   "f32, bf16 or f16: round q, k, v and bias to it first; i8: quantize k and v, a scale for each row; "
+                   "default: as in their files")
       ->type_name("TYPE");
   attend->add_option("--threads", o->threads, "default: all that OpenMP would use")->type_name("N")->check(whole);
   attend->add_option("--page-size", o->page_size, "deal K and V into pages of this many keys first")
@@ -151,7 +153,7 @@ void AddSweepOptions(CLI::App* sweep, SweepOptions* o) {
   sweep->add_option("--head-dims", o->head_dims, "default 64,128")->type_name("LIST");
   sweep->add_option("--heads", o->heads, "query heads, or query/kv heads; default 8 for prefill, 32/8 for decode")
       ->type_name("H/KV,...");
-  sweep->add_option("--dtypes", o->dtypes, "of q, k, v and out: f32, bf16, f16; default f32")->type_name("LIST");
+  sweep->add_option("--dtypes", o->dtypes, "of q, k, v and out: f32, bf16, f16; i8: of k and v, the rest f32; default f32")->type_name("LIST");
   sweep->add_option("--targets", o->targets, "instruction sets of `fovea info`, or all; default the chosen one")
       ->type_name("LIST");
   sweep->add_option("--threads", o->threads, "default 1,all")->type_name("LIST");

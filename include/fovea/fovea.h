@@ -79,7 +79,7 @@ enum {
   FOVEA_F16 = 3,     /* NaN stays NaN, subnormals are kept, f16 out past 65504 is Inf */
   FOVEA_U8 = 4,      /* boolean mask */
   FOVEA_F64 = 5,     /* RESERVED */
-  FOVEA_I8 = 6,      /* RESERVED */
+  FOVEA_I8 = 6,      /* storage of k and v, with scales: see k_scale */
   FOVEA_F8E4M3 = 7,  /* RESERVED */
   FOVEA_F8E5M2 = 8,  /* RESERVED */
   FOVEA_Q8_0 = 9     /* RESERVED */
@@ -152,8 +152,8 @@ typedef struct fovea_attention_params {
   /* Inputs and outputs. Inputs may overlap one another. An output overlaps nothing, itself included (no stride 0 where its
    * extent is over 1): FOVEA_ERR_INVALID_ARGUMENT. Rows past a sequence's q_len are not written. */
   fovea_tensor q;      /* F32, BF16 or F16, as k, v and out, each its own; [batch][num_q_heads][q_len][head_dim] */
-  fovea_tensor k;      /* [batch][num_kv_heads][kv_len][head_dim] */
-  fovea_tensor v;      /* [batch][num_kv_heads][kv_len][v_head_dim] */
+  fovea_tensor k;      /* or I8; [batch][num_kv_heads][kv_len][head_dim] */
+  fovea_tensor v;      /* or I8; [batch][num_kv_heads][kv_len][v_head_dim] */
   fovea_tensor out;    /* [batch][num_q_heads][q_len][v_head_dim] */
   fovea_tensor lse;    /* optional output, F32 [batch][num_q_heads][q_len] */
   fovea_tensor scores; /* optional output, F32 [batch][num_q_heads][q_len][kv_len], see scores_stage; columns past a
@@ -213,10 +213,15 @@ typedef struct fovea_attention_params {
   int64_t q_positions_stride;  /* 0: one row for all sequences; else at least the rows of the longest */
   int64_t kv_positions_stride; /* likewise */
 
-  /* RESERVED: scales of an int8 cache, F32. */
+  /* Scales of I8 keys and values, F32 each, optional inputs, absent where the tensor is not I8. Element c of key j is
+   *   k[j][c] * k_scale[j] * k_channel_scale[c]   and of its value   v[j][c] * v_scale[j],   a factor that is absent being 1.
+   * k_scale and v_scale lie as the rows of k and v do: padded, packed, or in pages [num_pages][num_kv_heads][page_size]; stride 0
+   * broadcasts (stride_row: one scale per head). No value is checked; NaN or Inf in the scale of a key that is not permitted reaches nothing.
+   * fovea_kv_append writes such a cache. Where it rounds is in lib/NUMERICS.md. Source: Dettmers et al. 2022, "LLM.int8()", sec. 2 (absmax, per row);
+   * Liu et al. 2024, "KIVI", sec. 3 (keys per channel). */
   fovea_tensor k_scale;         /* [batch][num_kv_heads][kv_len] */
   fovea_tensor v_scale;         /* [batch][num_kv_heads][kv_len] */
-  fovea_tensor k_channel_scale; /* [batch][num_kv_heads][1][head_dim] */
+  fovea_tensor k_channel_scale; /* [batch][num_kv_heads][1][head_dim], of sequences, paged and packed or not */
 
   /* RESERVED: dropout. */
   float dropout_p;
@@ -294,7 +299,7 @@ typedef struct fovea_attention_info {
   uint64_t struct_size;
   char target[32];          /* "AVX2" */
   char kernels[160];        /* "prefill_f32_4x24 decode_f32 merge_f32 scores_f32": those that would run; tile keys x lanes */
-  char conversions[64];     /* "none", or what is converted as it is read or written: "q BF16, k BF16, v BF16, out F16" */
+  char conversions[64];     /* "none", or what is converted as it is read or written: "q BF16, k I8, v I8, out F16" */
   int32_t num_threads;
   int32_t phases;
   int64_t tasks;            /* of all phases */
@@ -302,7 +307,7 @@ typedef struct fovea_attention_info {
   double flop;              /* useful: 2 (head_dim + v_head_dim) per (query, key) pair that lengths, causality and window permit */
   double flop_executed;     /* of all lanes of all blocks that run, after skipping what is dead, mask and bias read for it.
                                Scores out adds its own pass over Q K^T */
-  double bytes;             /* of q, k, v, out, read or written once */
+  double bytes;             /* of q, k, v and the scales of their rows, out, read or written once */
 } fovea_attention_info;
 
 FOVEA_API fovea_status fovea_attention_info_init(fovea_attention_info* info, size_t size);
@@ -481,8 +486,8 @@ typedef struct fovea_kv_append_params {
   int64_t v_head_dim; /* columns of v; 0 means head_dim */
 
   /* k alone or v alone is fine: k_new and k_cache are both given or both absent, so are v_new and v_cache. An output
-   * overlaps nothing. Each is F32, BF16 or F16. Where cache and new rows differ in dtype, values are rounded to nearest
-   * even; else their bits are kept. */
+   * overlaps nothing. Each is F32, BF16 or F16, a cache also I8. Where cache and new rows differ in dtype, values are
+   * rounded to nearest even; else their bits are kept. */
   fovea_tensor k_new;   /* [batch][num_kv_heads][q_len][head_dim] */
   fovea_tensor v_new;   /* [batch][num_kv_heads][q_len][v_head_dim] */
   fovea_tensor k_cache; /* output */
@@ -506,6 +511,16 @@ typedef struct fovea_kv_append_params {
    * batch, num_heads, q_len, head_dim, x, out, q_lens, cu_seqlens_q and total_q must be 0: they are those of this struct.
    * Positions of skipped rows are not read. kv_starts are position_offsets as a rule. */
   const fovea_rope_params* rope;
+
+  /* An I8 cache, whose scales are outputs too, F32, [batch][num_kv_heads][capacity] or [num_pages][num_kv_heads][page_size];
+   * required there, absent elsewhere. Each new row x of a head, rotated if it is to be, is quantized by itself:
+   *   y[c] = x[c] / k_channel_scale[c] (k only, where given);  scale = max_c |y[c]| / 127;  i8[c] = y[c] / scale
+   * to nearest, ties to even, within +-127 (0 where scale is 0), in f32: an element is off by at most scale / 2 + 2^-16 scale
+   * (times its channel's scale), where scale is a normal number. A row with NaN or Inf in it gets scale NaN and zeros, so that what attends to it
+   * is NaN. Dims are at most 4096 then (FOVEA_ERR_UNSUPPORTED). */
+  fovea_tensor k_scale;
+  fovea_tensor v_scale;
+  fovea_tensor k_channel_scale; /* optional input, F32 [batch][num_kv_heads][1][head_dim], finite, not 0; only with an I8 k_cache */
 } fovea_kv_append_params;
 
 /* Zeroes, sets struct_size. */

@@ -167,6 +167,19 @@ HWY_INLINE void StoreF32N(hn::Vec<D> v, D d, T* p, size_t n) {
   StoreFirstN(Narrow(d, T(), v), Half16<D>(), &p->bits, n);
 }
 
+template <class D>
+HWY_INLINE hn::Vec<D> WidenI8(D d, hn::Vec<hn::Rebind<int8_t, D>> v) {
+  return hn::ConvertTo(d, hn::PromoteTo(hn::RebindToSigned<D>(), v));
+}
+template <class D>
+HWY_INLINE hn::Vec<D> LoadF32(D d, const I8* p) {
+  return WidenI8(d, hn::LoadU(hn::Rebind<int8_t, D>(), &p->bits));
+}
+template <class D>
+HWY_INLINE hn::Vec<D> LoadF32N(D d, const I8* p, size_t n) {
+  return WidenI8(d, LoadFirstN(hn::Rebind<int8_t, D>(), &p->bits, n));
+}
+
 // ---- Rows
 
 template <class From, class To>
@@ -184,9 +197,21 @@ HWY_INLINE void ConvertRowToF32(int32_t dtype, const void* src, size_t n, float*
     ConvertRow(static_cast<const BF16*>(src), n, dst);
   } else if (dtype == kF16) {
     ConvertRow(static_cast<const F16*>(src), n, dst);
+  } else if (dtype == kI8) {
+    ConvertRow(static_cast<const I8*>(src), n, dst);
   } else {
     ConvertRow(static_cast<const float*>(src), n, dst);
   }
+}
+
+// A row of int8 times its scale.
+HWY_INLINE void DequantizeRow(const I8* src, float scale, size_t n, float* dst) {
+  const hn::ScalableTag<float> d;
+  const size_t N = hn::Lanes(d);
+  const auto s = hn::Set(d, scale);
+  size_t i = 0;
+  for (; i + N <= n; i += N) hn::StoreU(hn::Mul(LoadF32(d, src + i), s), d, dst + i);
+  if (i < n) StoreF32N(hn::Mul(LoadF32N(d, src + i, n - i), s), d, dst + i, n - i);
 }
 
 HWY_INLINE void ConvertRowFromF32(int32_t dtype, const float* src, size_t n, void* dst) {

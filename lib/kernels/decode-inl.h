@@ -183,9 +183,14 @@ HWY_INLINE bool RowIsFinite(const float* o, size_t pitch) {
   return hn::AllTrue(d, hn::Eq(check, check));
 }
 
-// Scores of one row for block kb, at p, to P; m, l and O follow. bias: the block's mask and bias, or null.
+// Scales of a block's rows of K and V, [kDecodeKeys], or null.
+struct BlockScales {
+  const float *k, *v;
+};
+
+// Scores of one row for block kb, at p, to P times V's scales, which l leaves out; m, l and O follow. bias: the block's mask and bias, or null.
 HWY_NOINLINE void DecodeSoftmax(DecodeRow& row, const ScoreRule& score, int32_t kb, int32_t begin, int32_t end, float* HWY_RESTRICT p,
-                                const float* HWY_RESTRICT bias, size_t pitch, MaxRule rule) {
+                                const BlockScales& scales, const float* HWY_RESTRICT bias, size_t pitch, MaxRule rule) {
   const DF d;
   const DI di;
   using V = hn::Vec<DF>;
@@ -197,7 +202,8 @@ HWY_NOINLINE void DecodeSoftmax(DecodeRow& row, const ScoreRule& score, int32_t 
     const auto key = hn::Iota(di, kb + static_cast<int32_t>(j));
     const V dist = hn::Abs(hn::ConvertTo(d, hn::Sub(key, hn::Set(di, row.pos))));
     const V b = bias ? hn::Load(d, bias + j) : hn::Zero(d);
-    V x = AdjustScore(d, score, hn::Load(d, p + j), hn::Set(d, row.slope * score.unit), dist, b);
+    const V dot = scales.k ? hn::Mul(hn::Load(d, p + j), hn::Load(d, scales.k + j)) : hn::Load(d, p + j);
+    V x = AdjustScore(d, score, dot, hn::Set(d, row.slope * score.unit), dist, b);
     const auto outside = hn::RebindMask(d, hn::Or(hn::Lt(key, hn::Set(di, row.lo)), hn::Gt(key, hn::Set(di, row.hi))));
     x = hn::IfThenElse(hn::Or(outside, hn::Eq(b, minus_inf)), minus_inf, x);
     hn::Store(x, d, p + j);
@@ -214,7 +220,7 @@ HWY_NOINLINE void DecodeSoftmax(DecodeRow& row, const ScoreRule& score, int32_t 
   const V m = hn::Set(d, row.m);
   for (size_t j = first; j < last; j += N) {
     const V w = Exp2(d, hn::Sub(hn::Load(d, p + j), m));
-    hn::Store(w, d, p + j);
+    hn::Store(scales.v ? hn::Mul(w, hn::Load(d, scales.v + j)) : w, d, p + j);
     sum = hn::Add(sum, w);
   }
   row.l += hn::GetLane(hn::SumOfLanes(d, sum));
@@ -285,11 +291,21 @@ HWY_INLINE void EachRun(const AttentionTask& t, const DecodeBlock& block, size_t
   }
 }
 
+// The scales of the block's rows of a side that has any, where DecodeSoftmax looks for them.
+HWY_INLINE void LoadScales(const AttentionTask& t, const Side& side, const DecodeBlock& block, float* to) {
+  EachRun(t, block, 0, static_cast<size_t>(block.end - block.begin), [&](size_t first, size_t n) HWY_ATTR {
+    const int32_t key = block.begin + static_cast<int32_t>(first);
+    const float* scale = SideScale(t, side, key);
+    for (size_t j = 0; j < n; ++j) to[static_cast<size_t>(key - block.kb) + j] = scale[static_cast<int64_t>(j) * side.scale_stride_row];
+  });
+}
+
 // Calls f with a value of the storage type.
 template <class F>
 HWY_INLINE void WithType(int32_t dtype, const F& f) {
   if (dtype == kBF16) return f(BF16());
   if (dtype == kF16) return f(F16());
+  if (dtype == kI8) return f(I8());
   f(0.0f);
 }
 
@@ -321,6 +337,8 @@ HWY_NOINLINE void DecodeRows(const AttentionTask& t, const ScoreRule& score, Dec
     hi = HWY_MAX(hi, rows[r].hi);
   }
   if (lo > hi) return;
+  HWY_ALIGN float k_scale[kDecodeKeys] = {}, v_scale[kDecodeKeys] = {};
+  const BlockScales scales = {t.k_scale ? k_scale : nullptr, t.v_scale ? v_scale : nullptr};
   DecodeBlock block = {}, next;
   int32_t kb = lo / kDecodeKeys * kDecodeKeys;
   for (bool more = true, pending = false; more || pending;) {
@@ -340,11 +358,13 @@ HWY_NOINLINE void DecodeRows(const AttentionTask& t, const ScoreRule& score, Dec
       }
     }
     for (size_t r = 0; pending && r < n; ++r) AddBlock(rows[r], o_pitch);
+    if (more && scales.k) LoadScales(t, KSide(t), next, k_scale);
+    if (more && scales.v) LoadScales(t, VSide(t), next, v_scale);
     for (size_t r = 0; more && r < n; ++r) {
       float* bias = next.use_bias ? rows[r].bias + next.half * kDecodeKeys : nullptr;
       const int64_t lane = t.lane_begin + static_cast<int64_t>(first_row + r), i = lane / t.group, h = lane % t.group;
       if (bias) LoadBias(t, MaskRow(t, i, h), BiasRow(t, i, h), next.begin, next.end, bias + (next.begin - next.kb), 1);
-      DecodeSoftmax(rows[r], score, next.kb, next.begin, next.end, rows[r].p + next.half * kDecodeKeys, bias, o_pitch, rule);
+      DecodeSoftmax(rows[r], score, next.kb, next.begin, next.end, rows[r].p + next.half * kDecodeKeys, scales, bias, o_pitch, rule);
     }
     pending = more;
     if (more) block = next, kb = next.kb + kDecodeKeys;
@@ -381,6 +401,7 @@ HWY_NOINLINE void DecodeF32(const AttentionTask& t, const KernelScratch& s) {
     RowRange(t, i, &row.lo, &row.hi);
     ConvertRowToF32(t.q_dtype, At(t.q, t.q_dtype, h * t.q_stride_head + i * t.q_stride_row), dim, row.q);
     for (size_t c = 0; c < q_pitch; ++c) row.q[c] = c < dim ? row.q[c] * score.q_factor : 0.0f;
+    for (size_t c = 0; t.k_channel_scale && c < dim; ++c) row.q[c] *= t.k_channel_scale[c];
   }
   DecodeRows(t, score, rows, n, 0, kLazyMax, false);
   for (size_t r = 0; r < n; ++r) {

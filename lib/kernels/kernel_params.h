@@ -19,15 +19,21 @@ constexpr int32_t kTileVecs = 3;
 // Tiles of one task at most.
 constexpr int32_t kMaxTiles = 32;
 
-// How elements are stored, as fovea_dtype; and what a pointer to 16-bit ones points to.
-enum StorageType : int32_t { kF32 = 1, kBF16 = 2, kF16 = 3 };
+// How elements are stored, as fovea_dtype (I8: K and V only); and what a pointer to those that C++ does not know points to.
+enum StorageType : int32_t { kF32 = 1, kBF16 = 2, kF16 = 3, kI8 = 6 };
 struct BF16 {
   uint16_t bits;
 };
 struct F16 {
   uint16_t bits;
 };
-static inline int64_t StorageBytes(int32_t dtype) { return dtype == kF32 ? 4 : 2; }
+struct I8 {
+  int8_t bits;
+};
+static inline int64_t StorageBytes(int32_t dtype) { return dtype == kF32 ? 4 : dtype == kI8 ? 1 : 2; }
+
+// Columns of a row that can be quantized as it is appended to an int8 cache: it passes through the stack.
+constexpr int64_t kMaxQuantizedColumns = 4096;
 
 // Element i of an array of that type.
 static inline const void* At(const void* base, int32_t dtype, int64_t i) {
@@ -71,8 +77,12 @@ struct AttentionTask {
   int32_t q_dtype, k_dtype, v_dtype, out_dtype, bias_dtype;  // StorageType
   int64_t q_stride_head, q_stride_row;
   int64_t k_stride_row, v_stride_row;
+  const float* k_scale;          // of int8 rows, by which a row is multiplied; null: 1
+  const float* v_scale;
+  const float* k_channel_scale;  // [head_dim], by which a column of K is multiplied; null: 1
+  int64_t k_scale_stride_row, v_scale_stride_row;
   const int32_t* block_table;            // of the sequence, null: not paged. Key j is row j % page_size of page block_table[j / page_size]
-  int64_t k_stride_page, v_stride_page;
+  int64_t k_stride_page, v_stride_page, k_scale_stride_page, v_scale_stride_page;
   int32_t page_size, num_pages;
   int64_t out_stride_head, out_stride_row;
   int64_t lse_stride_head, lse_stride_row;
@@ -115,6 +125,15 @@ struct RopeTask {
   int64_t cos_stride_row, sin_stride_row;
   int32_t x_dtype, out_dtype, cos_dtype, sin_dtype;  // StorageType
   bool interleaved;
+};
+
+// Rows of an int8 cache: those that `rows` gives (rotated, if it says so) as f32, quantized. rows.out is int8.
+struct QuantizeTask {
+  RopeTask rows;
+  float* scale;  // of the first row and head
+  int64_t scale_stride_head, scale_stride_row;
+  const float* channel_scale;  // of the first head, or null; columns are divided by it first
+  int64_t channel_scale_stride_head;
 };
 
 static inline int64_t Position(const AttentionTask& t, int64_t i) { return t.q_positions ? t.q_positions[i] : i + t.pos0; }

@@ -113,7 +113,7 @@ HWY_INLINE void Transpose4x4(V& r0, V& r1, V& r2, V& r3) {
 // Columns of Q or O rows that are transposed at once, so that rows of other types than f32 can be converted in a buffer on the stack.
 constexpr size_t kTransposeColumns = 128;
 
-// Q^T[k][lane] = Q[lane][k] * factor for the columns k of [first, first + dim), zeros in lanes past the last query.
+// Q^T[k][lane] = Q[lane][k] * factor for the columns k of [first, first + dim), zeros in lanes past the last query. Scales of K's columns follow.
 HWY_INLINE void TransposeQColumns(const AttentionTask& t, const Tile& tile, float factor, size_t first, size_t dim) {
   const size_t L = TileLanes(tile);
   HWY_ALIGN float buffer[4 * kTransposeColumns];
@@ -152,6 +152,12 @@ HWY_INLINE void TransposeQColumns(const AttentionTask& t, const Tile& tile, floa
     const float* src = lane < tile.lanes ? row(lane, 0) : nullptr;
     for (; k < dim; ++k) dst[k * L] = src ? src[k] * factor : 0.0f;
   }
+  if (!t.k_channel_scale) return;
+  const DF d;
+  for (size_t k = first; k < first + dim; ++k) {
+    const auto scale = hn::Set(d, t.k_channel_scale[k]);
+    for (size_t c = 0; c < L; c += hn::Lanes(d)) hn::Store(hn::Mul(hn::Load(d, tile.qt + k * L + c), scale), d, tile.qt + k * L + c);
+  }
 }
 HWY_INLINE void TransposeQ(const AttentionTask& t, const Tile& tile, float factor) {
   const size_t dim = static_cast<size_t>(t.head_dim);
@@ -163,17 +169,36 @@ struct Side {
   const void* base;
   int32_t dtype;
   int64_t stride_row, stride_page;
+  const float* scale;  // of rows, or null
+  int64_t scale_stride_row, scale_stride_page;
 };
-HWY_INLINE Side KSide(const AttentionTask& t) { return {t.k, t.k_dtype, t.k_stride_row, t.k_stride_page}; }
-HWY_INLINE Side VSide(const AttentionTask& t) { return {t.v, t.v_dtype, t.v_stride_row, t.v_stride_page}; }
+HWY_INLINE Side KSide(const AttentionTask& t) {
+  return {t.k, t.k_dtype, t.k_stride_row, t.k_stride_page, t.k_scale, t.k_scale_stride_row, t.k_scale_stride_page};
+}
+HWY_INLINE Side VSide(const AttentionTask& t) {
+  return {t.v, t.v_dtype, t.v_stride_row, t.v_stride_page, t.v_scale, t.v_scale_stride_row, t.v_scale_stride_page};
+}
 
-HWY_INLINE const void* SideRow(const AttentionTask& t, const Side& side, int32_t key) {
-  if (!t.block_table) return At(side.base, side.dtype, key * side.stride_row);
+// Where a key lies.
+struct KeyPlace {
+  int64_t page, row;
+};
+HWY_INLINE KeyPlace PlaceOf(const AttentionTask& t, int32_t key) {
+  if (!t.block_table) return {0, key};
   // An entry that no permitted key needs may be anything, but its rows are read where they share a block with permitted keys: any
   // row serves, since what it gives is replaced.
   const int32_t entry = t.block_table[key / t.page_size];
-  const int32_t page = entry >= 0 && entry < t.num_pages ? entry : 0;
-  return At(side.base, side.dtype, page * side.stride_page + key % t.page_size * side.stride_row);
+  return {entry >= 0 && entry < t.num_pages ? entry : 0, key % t.page_size};
+}
+
+HWY_INLINE const void* SideRow(const AttentionTask& t, const Side& side, int32_t key) {
+  const KeyPlace place = PlaceOf(t, key);
+  return At(side.base, side.dtype, place.page * side.stride_page + place.row * side.stride_row);
+}
+// The scale of that row, if the side has any; those of its page are scale_stride_row apart.
+HWY_INLINE const float* SideScale(const AttentionTask& t, const Side& side, int32_t key) {
+  const KeyPlace place = PlaceOf(t, key);
+  return side.scale + (place.page * side.scale_stride_page + place.row * side.scale_stride_row);
 }
 
 HWY_INLINE const void* KRow(const AttentionTask& t, int32_t key) { return SideRow(t, KSide(t), key); }
@@ -197,18 +222,23 @@ HWY_INLINE void LoadSide(const AttentionTask& t, const Side& side, int32_t kb, i
   for (int32_t j = lo, end; j <= hi; j = end) {
     end = j + KeysInStride(t, j, hi + 1 - j);
     const void* const first = SideRow(t, side, j);
+    const float* const scale = side.scale ? SideScale(t, side, j) : nullptr;
     for (int32_t key = j; key < end; ++key) {
       const void* const row = At(first, side.dtype, (key - j) * side.stride_row);
       float* const to = copy ? copy + static_cast<size_t>(key - kb) * dim : nullptr;
-      if (to) ConvertRowToF32(side.dtype, row, dim, to);
+      if (scale) {
+        DequantizeRow(static_cast<const I8*>(row), scale[(key - j) * side.scale_stride_row], dim, to);
+      } else if (to) {
+        ConvertRowToF32(side.dtype, row, dim, to);
+      }
       rows[key - kb] = to ? to : static_cast<const float*>(row);
     }
   }
   RepeatRows(kb, lo, hi, rows);
 }
 
-// Row pointers of block kb, of which the keys [lo, hi] are read. Rows of other types than f32 are converted to copies, and rows that alias in L1
-// copied; the same bits.
+// Row pointers of block kb, of which the keys [lo, hi] are read. Rows of other types than f32 are converted to copies, int8 times its row's scale,
+// and rows that alias in L1 copied; the same bits.
 HWY_INLINE void LoadRows(const AttentionTask& t, const KernelScratch& s, int32_t kb, int32_t lo, int32_t hi) {
   const size_t k_dim = static_cast<size_t>(t.head_dim), v_dim = static_cast<size_t>(t.v_head_dim);
   LoadSide(t, KSide(t), kb, lo, hi, s.rows, s.copy && CopiesRows(t.k_dtype, t.k_stride_row) ? s.copy : nullptr, k_dim);

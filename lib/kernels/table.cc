@@ -19,6 +19,7 @@ void AddWeighted(int32_t dtype, const void* row, float weight, int64_t n, float*
 void StoreSum(const float* sum, int64_t n, int32_t dtype, void* out);
 void Rope(const RopeTask& t);
 void RmsNorm(const float* weight, float eps, int64_t heads, int64_t dim, float* row);
+void Quantize(const QuantizeTask& t);
 void LinearMultiplyF32(const LinearBlock& t);
 extern const LinearTypeKernels kLinearKernels[3];
 
@@ -27,8 +28,8 @@ static HWY_NOINLINE int32_t VectorLanes() { return static_cast<int32_t>(hwy::HWY
 using PrefillFunction = void (*)(const AttentionTask&, const KernelScratch&);
 static constexpr KernelTable MakeTable(PrefillFunction prefill_bf16) {
   return {&VectorLanes, kTileKeys,    &PrefillF32, prefill_bf16, &DecodeF32,         &ScoresF32,
-          &LivePairs,   &AddWeighted, &StoreSum,   &Rope,        &RmsNorm,           &LinearMultiplyF32,
-          kLinearKernels};
+          &LivePairs,   &AddWeighted, &StoreSum,   &Rope,        &RmsNorm,           &Quantize,
+          &LinearMultiplyF32, kLinearKernels};
 }
 
 extern const KernelTable kTable;

@@ -56,11 +56,11 @@ class Bytes {
 };
 
 struct Arenas {
-  Arenas() : out(kArena), lse(kArena), scores(kArena), mask(kArena) {
+  Arenas() : out(kArena), lse(kArena), scores(kArena), scales(kArena), mask(kArena) {
     uint32_t state = 1;
-    for (auto* arenas : {&q, &k, &v, &bias}) {
+    for (std::vector<float>* arenas : {q, k, v, bias}) {
       for (fovea_dtype dtype : {FOVEA_F32, FOVEA_BF16, FOVEA_F16}) {
-        std::vector<float>& arena = (*arenas)[dtype];
+        std::vector<float>& arena = arenas[dtype];
         arena.resize(kArena);  // room for twice as many elements of 16 bits
         for (int64_t i = 0; i < kArena * 4 / fovea::DtypeBytes(dtype); ++i) {
           state = state * 1664525u + 1013904223u;
@@ -68,10 +68,16 @@ struct Arenas {
         }
       }
     }
+    for (std::vector<float>* arenas : {k, v}) {
+      arenas[FOVEA_I8].resize(kArena);
+      uint8_t* bytes = reinterpret_cast<uint8_t*>(arenas[FOVEA_I8].data());
+      for (int64_t i = 0; i < kArena * 4; ++i) bytes[i] = static_cast<uint8_t>((state = state * 1664525u + 1013904223u) >> 24);
+    }
+    for (float& x : scales) x = static_cast<float>((state = state * 1664525u + 1013904223u) >> 8) * 0x1p-30f;
     for (uint8_t& x : mask) x = (state = state * 1664525u + 1013904223u) >> 30 ? 1 : 0;
   }
-  std::vector<float> q[FOVEA_F16 + 1], k[FOVEA_F16 + 1], v[FOVEA_F16 + 1], bias[FOVEA_F16 + 1];  // by dtype
-  std::vector<float> out, lse, scores;
+  std::vector<float> q[FOVEA_F16 + 1], k[FOVEA_I8 + 1], v[FOVEA_I8 + 1], bias[FOVEA_F16 + 1];  // by dtype
+  std::vector<float> out, lse, scores, scales;
   std::vector<uint8_t> mask;
 };
 
@@ -184,8 +190,16 @@ const char* FuzzParams(const uint8_t* data, size_t size) {
     return tensor(Middle(of[dtype]), dtype, heads, rows, cols);
   };
   p.q = input(arenas->q, p.num_q_heads, q_rows, p.head_dim);
-  p.k = input(arenas->k, p.num_kv_heads, kv_rows, p.head_dim);
-  p.v = input(arenas->v, p.num_kv_heads, kv_rows, dv);
+  const auto input_or_int8 = [&](std::vector<float>* of, int64_t cols, fovea_tensor* scale) {
+    if (!in.Chance(50)) return input(of, p.num_kv_heads, kv_rows, cols);
+    if (in.Chance(200)) *scale = tensor(Middle(arenas->scales), FOVEA_F32, p.num_kv_heads, kv_rows, 1);
+    return tensor(Middle(of[FOVEA_I8]), FOVEA_I8, p.num_kv_heads, kv_rows, cols);
+  };
+  p.k = input_or_int8(arenas->k, p.head_dim, &p.k_scale);
+  p.v = input_or_int8(arenas->v, dv, &p.v_scale);
+  if (p.k.dtype == FOVEA_I8 && in.Chance(100)) {
+    p.k_channel_scale = tensor(Middle(arenas->scales), FOVEA_F32, p.num_kv_heads, 1, p.head_dim);
+  }
   p.out = tensor(Middle(arenas->out), draw_dtype(), p.num_q_heads, q_rows, dv);
   if (in.Chance(128)) p.lse = fovea_tensor_bhs(Middle(arenas->lse), FOVEA_F32, p.num_q_heads, q_rows);
   if (in.Chance(60)) {
@@ -242,6 +256,9 @@ const char* FuzzParams(const uint8_t* data, size_t size) {
     p.q.data = before.q.data;
     p.k.data = before.k.data;
     p.v.data = before.v.data;
+    p.k_scale.data = before.k_scale.data;
+    p.v_scale.data = before.v_scale.data;
+    p.k_channel_scale.data = before.k_channel_scale.data;
     p.out.data = before.out.data;
     p.lse.data = before.lse.data;
     p.scores.data = before.scores.data;
@@ -297,6 +314,9 @@ const char* FuzzParams(const uint8_t* data, size_t size) {
   const bool inside = arrays && p.kv_len <= 4096 && Inside(p.q, q_batch, p.num_q_heads, q_rows_now, p.head_dim, 1) &&
                       Inside(p.k, kv_batch, p.num_kv_heads, kv_rows_now, p.head_dim, 1) &&
                       Inside(p.v, kv_batch, p.num_kv_heads, kv_rows_now, dv_now, 1) &&
+                      Inside(p.k_scale, kv_batch, p.num_kv_heads, kv_rows_now, 1, 1) &&
+                      Inside(p.v_scale, kv_batch, p.num_kv_heads, kv_rows_now, 1, 1) &&
+                      Inside(p.k_channel_scale, p.batch, p.num_kv_heads, 1, p.head_dim, 1) &&
                       Inside(p.out, q_batch, p.num_q_heads, q_rows_now, dv_now, 1) &&
                       Inside(p.lse, q_batch, p.num_q_heads, q_rows_now, 1, 1) &&
                       Inside(p.scores, q_batch, p.num_q_heads, q_rows_now, p.kv_len, p.scores.stride_col) &&

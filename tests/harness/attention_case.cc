@@ -30,7 +30,8 @@ enum Tag : uint64_t {
   kTagOptions,
   kTagPages,
   kTagQPosition,
-  kTagKvPosition
+  kTagKvPosition,
+  kTagChannel
 };
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
@@ -242,10 +243,75 @@ AttentionCase::AttentionCase(const CaseSpec& spec_in) : spec(spec_in) {
     view->dtype = dtype;
   };
   store_as(s.q_dtype, &q, &p.q);
-  store_as(s.k_dtype, &k, &p.k);
-  store_as(s.v_dtype, &v, &p.v);
+  if (s.k_dtype != FOVEA_I8) store_as(s.k_dtype, &k, &p.k);
+  if (s.v_dtype != FOVEA_I8) store_as(s.v_dtype, &v, &p.v);
+  Quantize(&layout);
   store_as(s.out_dtype, &out, &p.out);
   store_as(s.bias_dtype, &bias, &p.bias);
+}
+
+void AttentionCase::Quantize(Rng* layout) {
+  Rng rng(Mix(spec.seed ^ kTagChannel));
+  const bool scaled_rows = rng.Chance(80), scaled_columns = rng.Chance(scaled_rows ? 40 : 80), v_scaled = rng.Chance(80);
+  const bool free_strides = (spec.options & kStrides) != 0;
+  const auto make = [&](const TestTensor& like, const Shape& shape) {
+    const Strides strides = free_strides ? RandomStrides(layout, shape, false, (spec.options & kBroadcast) != 0) : DenseStrides(shape);
+    return std::make_unique<TestTensor>(FOVEA_F32, shape, strides, like.guard());
+  };
+  // Rows that hold no number, poisoned or of no sequence, get a scale that is none.
+  const auto quantize = [&](std::unique_ptr<TestTensor>* t, fovea_tensor* view, std::unique_ptr<TestTensor>* scale,
+                            fovea_tensor* scale_view, bool scaled, const TestTensor* columns) {
+    const Shape shape = (*t)->shape();
+    auto bytes = std::make_unique<TestTensor>(FOVEA_I8, shape, (*t)->strides(), (*t)->guard());
+    if (scaled) {
+      *scale = make(**t, {shape.batch, shape.heads, shape.rows, 1});
+      *scale_view = View(**scale, p.cu_seqlens_kv);
+    }
+    for (int64_t b = 0; b < shape.batch; ++b) {
+      for (int64_t h = 0; h < shape.heads; ++h) {
+        for (int64_t i = 0; i < shape.rows; ++i) {
+          float most = 1e-9f, poison = 0;
+          bool poisoned = false;
+          for (int64_t c = 0; c < shape.cols; ++c) {
+            const float x = (*t)->Get(b, h, i, c);
+            if (std::isfinite(x)) {
+              most = std::max(most, std::fabs(x));
+            } else {
+              poisoned = true;
+              poison = x;
+            }
+          }
+          const float step = scaled ? most / 127 : columns ? 1.0f : 0.05f;
+          if (scaled) (*scale)->F32(b, h, i) = poisoned ? poison : step;
+          for (int64_t c = 0; c < shape.cols; ++c) {
+            float x = poisoned ? 1 : (*t)->Get(b, h, i, c) / step;
+            if (columns && !scaled) x /= columns->Get(0, 0, 0, c);
+            bytes->Set(b, h, i, c, std::clamp(std::nearbyint(x), -127.0f, 127.0f));
+          }
+        }
+      }
+    }
+    *t = std::move(bytes);
+    view->data = (*t)->view().data;
+    view->dtype = FOVEA_I8;
+  };
+  if (spec.k_dtype == FOVEA_I8) {
+    if (scaled_columns) {
+      const Shape shape = {p.batch, p.num_kv_heads, 1, p.head_dim};
+      k_channel_scale = make(*k, shape);
+      for (int64_t b = 0; b < shape.batch; ++b) {
+        for (int64_t h = 0; h < shape.heads; ++h) {
+          for (int64_t c = 0; c < shape.cols; ++c) {
+            const uint64_t bits = ElementBits(spec.seed, kTagChannel, b, h, 0, c);
+            k_channel_scale->F32(b, h, 0, c) = (scaled_rows ? 1.0f : 0.03f) * (0.5f + static_cast<float>(bits % 1000) * 1e-3f);
+          }
+        }
+      }
+      p.k_channel_scale = ContiguousColumns(k_channel_scale->view(), layout);
+    }
+    quantize(&k, &p.k, &k_scale, &p.k_scale, scaled_rows, k_channel_scale.get());
+  }
+  if (spec.v_dtype == FOVEA_I8) quantize(&v, &p.v, &v_scale, &p.v_scale, v_scaled, nullptr);
 }
 
 void AttentionCase::AddPages(Rng* layout, Guard guard, Shape* kv_shape) {
@@ -524,7 +590,10 @@ std::string AttentionCase::Describe() const {
   add(p.lse.data == nullptr, "no lse");
   std::string dtypes;
   for (const fovea_tensor* t : {&p.q, &p.k, &p.v, &p.out, &p.bias}) dtypes += std::string(" ") + fovea_dtype_str(t->dtype);
-  add(dtypes.find("16") != std::string::npos, "q k v out bias" + dtypes);
+  add(dtypes.find("16") != std::string::npos || dtypes.find("I8") != std::string::npos, "q k v out bias" + dtypes);
+  add(p.k_scale.data, "k_scale");
+  add(p.v_scale.data, "v_scale");
+  add(p.k_channel_scale.data, "k_channel_scale");
   add(p.scores_stage, fovea_scores_stage_str(p.scores_stage));
   add(spec.options & kStrides, "strides");
   add(spec.options & kBroadcast, "broadcast");
@@ -591,7 +660,8 @@ std::string RunAndCheck(AttentionCase* c, const fovea_exec* exec) {
   const auto fail = [c](const std::string& what) { return Repeat(c->spec.seed, what + " [" + c->Describe() + "]"); };
   INFO(fail("ended by a signal"));  // evaluated and printed only if it is: a guard page was touched
   c->ClearOutputs();
-  TestTensor* const inputs[] = {c->q.get(), c->k.get(), c->v.get(), c->mask.get(), c->bias.get()};
+  TestTensor* const inputs[] = {c->q.get(),    c->k.get(),       c->v.get(),       c->mask.get(),
+                                c->bias.get(), c->k_scale.get(), c->v_scale.get(), c->k_channel_scale.get()};
   TestTensor* const outputs[] = {c->out.get(), c->lse.get(), c->scores.get()};
   for (TestTensor* t : inputs) {
     if (t) t->Snapshot();
@@ -692,6 +762,9 @@ fovea_attention_params AloneParams(const fovea_attention_params& p, int64_t b) {
   shift(&alone.scores, p.cu_seqlens_q);
   if (!p.block_table) shift(&alone.k, p.cu_seqlens_kv);
   if (!p.block_table) shift(&alone.v, p.cu_seqlens_kv);
+  if (!p.block_table) shift(&alone.k_scale, p.cu_seqlens_kv);
+  if (!p.block_table) shift(&alone.v_scale, p.cu_seqlens_kv);
+  shift(&alone.k_channel_scale, nullptr);
   shift(&alone.mask, nullptr);
   shift(&alone.bias, nullptr);
   const int64_t offset = p.mask_offsets ? p.mask_offsets[b] : 0;

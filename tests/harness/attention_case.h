@@ -56,7 +56,7 @@ struct CaseSpec {
   int64_t v_head_dim = 0;  // 0 = head_dim
   uint32_t options = 0;
   int32_t scores_stage = FOVEA_SCORES_NONE;
-  // F32, BF16 or F16. The numbers are those of F32, rounded.
+  // F32, BF16 or F16. The numbers are those of F32, rounded. k and v also I8, with scales: of rows, of K's columns, both, or none.
   fovea_dtype q_dtype = FOVEA_F32, k_dtype = FOVEA_F32, v_dtype = FOVEA_F32, out_dtype = FOVEA_F32, bias_dtype = FOVEA_F32;
 };
 
@@ -72,7 +72,8 @@ class AttentionCase {
   // Valid as it stands. Tests change what they like; memory belongs to the tensors below.
   fovea_attention_params p;
   CaseSpec spec;
-  std::unique_ptr<TestTensor> q, k, v, out, lse, scores, mask, bias;  // lse to bias: NULL where p has none
+  std::unique_ptr<TestTensor> q, k, v, out, lse, scores, mask, bias, k_scale, v_scale,
+      k_channel_scale;  // from lse on: NULL where p has none
 
   // Replace mask or bias by a dense one of [batch][num_q_heads][q_len][kv_len] (or of mask_kv_len, if set before).
   void SetMask(const std::function<bool(int64_t b, int64_t h, int64_t i, int64_t j)>& may_attend);
@@ -95,6 +96,7 @@ class AttentionCase {
   void Fill(TestTensor* t, uint64_t tag, bool queries, float factor);
   void AddMaskAndBias(Rng* rng, Guard guard);
   void Poison();
+  void Quantize(Rng* layout);
 
   GuardedArray<int32_t> q_lens_, kv_lens_, cu_q_, cu_kv_, q_offsets_, mask_offsets_, block_table_, q_positions_,
       kv_positions_;

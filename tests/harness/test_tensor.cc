@@ -52,7 +52,9 @@ TestTensor::TestTensor(fovea_dtype dtype, const Shape& shape, const Strides& str
   const size_t count = static_cast<size_t>(high - low + 1);
   buffer_ = GuardedBuffer(count * ElementBytes(dtype), guard);
   const float nan = fovea::FloatOf(0x7fc0dead);
-  if (dtype != FOVEA_U8) {
+  if (dtype == FOVEA_I8) {
+    std::memset(buffer_.data(), 0x80, count);
+  } else if (dtype != FOVEA_U8) {
     for (size_t n = 0; n < count; ++n) fovea::StoreElement(dtype, nan, buffer_.data(), static_cast<int64_t>(n));
   }
   base_ = static_cast<unsigned char*>(buffer_.data()) + static_cast<size_t>(-low) * ElementBytes(dtype);
@@ -74,6 +76,10 @@ float TestTensor::Get(int64_t b, int64_t h, int64_t i, int64_t c) const {
 }
 
 void TestTensor::Set(int64_t b, int64_t h, int64_t i, int64_t c, float value) {
+  if (dtype_ == FOVEA_I8) {
+    static_cast<int8_t*>(base_)[Offset(b, h, i, c)] = static_cast<int8_t>(value);
+    return;
+  }
   fovea::StoreElement(dtype_, value, base_, Offset(b, h, i, c));
 }
 

@@ -34,7 +34,7 @@ class TestTensor {
   // stride_col is 1 in any view with contiguous columns.
   fovea_tensor view() const;
   const Shape& shape() const { return shape_; }
-  // Of F32, BF16 or F16.
+  // Of F32, BF16, F16 or I8 (whole numbers within its range).
   float Get(int64_t b, int64_t h, int64_t i, int64_t c = 0) const;
   void Set(int64_t b, int64_t h, int64_t i, int64_t c, float value);
   // The same numbers in the same layout as another of these types, rounded, but finite ones to finite ones.
@@ -45,6 +45,9 @@ class TestTensor {
   uint8_t& U8(int64_t b, int64_t h, int64_t i, int64_t c = 0) const {
     return static_cast<uint8_t*>(base_)[Offset(b, h, i, c)];
   }
+
+  const Strides& strides() const { return strides_; }
+  Guard guard() const { return guard_; }
 
   void Snapshot();
   // "" if every byte of the memory, gaps and canary included, is as it was at Snapshot(), except those of elements
