@@ -130,7 +130,9 @@ checks.run("cli: 0 queries", computes, q[:, :, :0], k, v)
 def dtype_option(name, rounded):
     bias = normal(S, K)
     folder = Folder(q=q, k=k, v=v, bias=bias)
-    done = run(*folder.args("--bias", "{}/bias.npy", "--dtype", name, "--out", "{}/o.npy", "--check"))
+    # Not AVX3_BF16, which rounds the weights as well: that would hide whether q, k, v and bias were.
+    target = json.loads(run("info", "--json").stdout)["targets"][-1]["name"]
+    done = run(*folder.args("--bias", "{}/bias.npy", "--dtype", name, "--out", "{}/o.npy", "--check", "--target", target))
     want = attention(rounded(q), rounded(k), rounded(v), bias=rounded(bias).astype(np.float64))[0]
     np.testing.assert_allclose(np.load(folder / "o.npy"), want, rtol=1e-5, atol=1e-5)
     converted = "" if name == "f32" else "converted " + ", ".join(f"{t} {name.upper()}" for t in ("q", "k", "v", "bias"))
