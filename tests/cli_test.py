@@ -134,8 +134,12 @@ def dtype_option(name, rounded):
     target = json.loads(run("info", "--json").stdout)["targets"][-1]["name"]
     done = run(*folder.args("--bias", "{}/bias.npy", "--dtype", name, "--out", "{}/o.npy", "--check", "--target", target))
     want = attention(rounded(q), rounded(k), rounded(v), bias=rounded(bias).astype(np.float64))[0]
-    np.testing.assert_allclose(np.load(folder / "o.npy"), want, rtol=1e-5, atol=1e-5)
-    converted = "" if name == "f32" else "converted " + ", ".join(f"{t} {name.upper()}" for t in ("q", "k", "v", "bias"))
+    # A prefill of bf16's own rounds the weights too, and converts the bias only; --check knows its bound.
+    native = "prefill_bf16" in done.stdout
+    tolerance = 0.02 if native else 1e-5
+    np.testing.assert_allclose(np.load(folder / "o.npy"), want, rtol=tolerance, atol=tolerance)
+    tensors = ["bias"] if native else ["q", "k", "v", "bias"]
+    converted = "" if name == "f32" else "converted " + ", ".join(f"{t} {name.upper()}" for t in tensors)
     if converted not in done.stdout or (not converted and "converted" in done.stdout):
         raise AssertionError(f"{done.stdout!r} does not say {converted!r}")
 
