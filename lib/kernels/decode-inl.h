@@ -90,7 +90,17 @@ HWY_NOINLINE void DotChunk(const T* k, int64_t stride, const float* HWY_RESTRICT
   const DF d;
   using V = hn::Vec<DF>;
   HWY_ALIGN float sums[4];
-  for (size_t j = 0; j < keys; ++j, k += stride) {
+  size_t j = 0;
+  // One row of q: four keys' sums at once. Their ends would take as long as their products.
+  for (; NQ == 1 && j + 4 <= keys; j += 4, k += 4 * stride) {
+    V a = hn::Zero(d), b = a, c = a, e = a, none = a;
+    DotRow<1>(k, q, pitch, dim, a, none, none, none);
+    DotRow<1>(k + stride, q, pitch, dim, b, none, none, none);
+    DotRow<1>(k + 2 * stride, q, pitch, dim, c, none, none, none);
+    DotRow<1>(k + 3 * stride, q, pitch, dim, e, none, none, none);
+    SumOfLanes4(a, b, c, e, s + j);
+  }
+  for (; j < keys; ++j, k += stride) {
     if (ahead) PrefetchRow(k + kPrefetchRows * stride, dim);
     V a = hn::Zero(d), b = a, c = a, e = a;
     DotRow<NQ>(k, q, pitch, dim, a, b, c, e);
