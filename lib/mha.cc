@@ -228,6 +228,13 @@ void Normalize(const MhaCall& call, const fovea_exec& exec, const fovea_tensor& 
   });
 }
 
+// Of packed tensors only the rows that sequences have.
+void TrimRows(const fovea_mha_params& p, MhaPlan* plan) {
+  if (p.cu_seqlens_q) plan->q_rows = p.cu_seqlens_q[p.batch];
+  if (!IsGiven(p.x_kv)) plan->kv_rows = plan->q_rows;
+  else if (p.cu_seqlens_kv) plan->kv_rows = p.cu_seqlens_kv[p.batch];
+}
+
 }  // namespace
 
 fovea_status PrepareMha(const fovea_mha_params* user, CheckData data, uint32_t flags, const Target& target, int32_t workers, MhaCall* call) {
@@ -269,10 +276,9 @@ fovea_status RunMha(MhaCall* call, const fovea_exec& exec, void* workspace) {
   }
   if (status != FOVEA_OK) return status;
 
-  // From here on nothing can fail. Of a packed tensor only the rows that sequences have.
+  // From here on nothing can fail.
   const bool cross = IsGiven(p.x_kv);
-  if (p.cu_seqlens_q) plan.q_rows = p.cu_seqlens_q[p.batch];
-  plan.kv_rows = !cross ? plan.q_rows : p.cu_seqlens_kv ? p.cu_seqlens_kv[p.batch] : plan.kv_rows;
+  TrimRows(p, &plan);
   const Projections projections = MakeProjections(p, plan);
   if (plan.x && XRows(p, plan).data == plan.x) CopyRows(exec, p.x, plan.x, true, p.batch, p.q_len, nullptr, p.d_model);
   if (plan.x_kv && XKvRows(p, plan).data == plan.x_kv) CopyRows(exec, p.x_kv, plan.x_kv, true, p.batch, p.kv_len, nullptr, p.d_kv);
@@ -312,6 +318,7 @@ fovea_status DescribeMha(MhaCall* call, void* workspace, fovea_attention_params*
   if (status == FOVEA_OK) status = Bind(call, plan);
   if (status != FOVEA_OK) return status;
   *attention = call->attention;
+  TrimRows(p, &plan);
   const Projections projections = MakeProjections(p, plan);
   info->qkv_flop = info->out_flop = info->weight_bytes = 0;
   for (int i = 0; i <= projections.n; ++i) {

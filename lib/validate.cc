@@ -745,7 +745,7 @@ fovea_status CheckTensors(CheckData check, const Needed& needed, const LayerView
       {{{"bias"}, Takes::kFloats, false, true}, mask_extent, &p->bias},
   };
   constexpr int kOutputs = 3, kOptions = 6;  // out, lse, scores; q, k, v; then options
-  View views[20];
+  View views[sizeof tensors / sizeof tensors[0] + 9];  // and arrays, below
   int n = 0;
   for (const auto& t : tensors) {
     if (fovea_status s = CheckTensor(t.want, t.extent, check, t.tensor, &views[n++]); s != FOVEA_OK) return s;
@@ -773,6 +773,7 @@ fovea_status CheckTensors(CheckData check, const Needed& needed, const LayerView
       {"kv_positions", p->kv_positions, p->cu_seqlens_kv != nullptr ? 1 : p->batch, p->kv_positions_stride,
        p->cu_seqlens_kv != nullptr ? p->total_kv : needed.longest_kv},
   };
+  static_assert(sizeof arrays / sizeof arrays[0] == 9, "views");
   for (const auto& a : arrays) {
     if (a.data == nullptr) continue;
     const int64_t extent[] = {a.rows, 1, 1, a.cols}, stride[] = {a.stride, 0, 0, 1};
@@ -912,6 +913,7 @@ class Views {
     return FOVEA_OK;
   }
   const View& operator[](int i) const { return views_[i]; }
+  CheckData data() const { return data_; }
   LayerViews AsLayer() const { return {views_, n_, outputs_}; }
 
  private:
@@ -997,6 +999,7 @@ fovea_status CheckRotation(const RopeNames& names, const int32_t* skips, int64_t
   const int64_t extent[] = {p->table_batch, 1, p->num_positions, p->rotary_dim / 2};
   if (fovea_status s = views->AddTensor({names.cos}, true, extent, &p->cos); s != FOVEA_OK) return s;
   if (fovea_status s = views->AddTensor({names.sin}, true, extent, &p->sin); s != FOVEA_OK) return s;
+  if (views->data() == CheckData::kNo) return FOVEA_OK;
   for (int64_t b = 0; b < p->batch; ++b) {
     const int64_t len = QLen(*p, b), first = p->cu_seqlens_q != nullptr ? p->cu_seqlens_q[b] : 0;
     const int32_t* skip = skips == nullptr             ? nullptr
@@ -1472,7 +1475,7 @@ fovea_status CheckMhaTensors(fovea_mha_params* p, fovea_rope_params* rope, Views
   return FOVEA_OK;
 }
 
-fovea_status CheckMhaCache(const fovea_mha_params& p) {
+fovea_status CheckMhaCache(const fovea_mha_params& p, CheckData data) {
   if (IsPresent(p.k_cache) != IsPresent(p.v_cache)) {
     const bool k = IsPresent(p.k_cache);
     return Fail(kInvalid, "%s.dtype = NONE: must be given where %s is", k ? "v_cache" : "k_cache", k ? "k_cache" : "v_cache");
@@ -1496,6 +1499,7 @@ fovea_status CheckMhaCache(const fovea_mha_params& p) {
       s != FOVEA_OK) {
     return s;
   }
+  if (data == CheckData::kNo) return FOVEA_OK;
   if (fovea_status s = CheckPlaces(append); s != FOVEA_OK) return s;
   // Sequences without new rows are attended to as well.
   const int64_t room = MhaKvLen(p);
@@ -1591,7 +1595,7 @@ fovea_status CheckMha(const fovea_mha_params* user, CheckData data, fovea_mha_pa
   if (fovea_status s = CopyStruct(user, "params", "fovea_mha_params_init", p); s != FOVEA_OK) return s;
   if (fovea_status s = CheckMhaExtents(p); s != FOVEA_OK) return s;
   if (fovea_status s = CheckMhaLengths(*p); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckMhaCache(*p); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckMhaCache(*p, data); s != FOVEA_OK) return s;
   if (p->rope != nullptr) {
     if (fovea_status s = CopyRotation(p->rope, rope); s != FOVEA_OK) return s;
     if (IsPresent(p->x_kv)) return Fail(kUnsupported, "rope is given: this version wants NULL where x_kv is given");

@@ -27,7 +27,8 @@
  * target and the default exec. No function throws, prints, aborts (an OpenMP runtime may, where the system gives it no
  * threads: name a sensible num_threads) or keeps a pointer after it has returned
  * (fovea_set_default_exec excepted). Results have the same bits for any number of threads, any executor, any
- * batch composition and any strides (k and v with head stride 0 are one kv head: the bits of num_kv_heads = 1).
+ * batch composition and any strides (k and v with head stride 0 are one kv head: the bits of num_kv_heads = 1); of
+ * fovea_linear and fovea_mha_forward those of a token depend on whether the call has more than 8, unless FOVEA_BATCH_INVARIANT.
  * After fork, or loaded in a forked child, calls run on the calling thread: OpenMP's threads did not survive.
  *
  * Every struct begins with struct_size and has an init function that sets it and the defaults: call it first. Structs grow
@@ -55,7 +56,7 @@ enum {
   FOVEA_ERR_UNSUPPORTED = 2,         /* a meaningful value that this version does not do; nothing was written */
   FOVEA_ERR_TARGET_UNAVAILABLE = 3,  /* the named instruction set is unknown, not compiled in, or not on this CPU */
   FOVEA_ERR_OUT_OF_MEMORY = 4,       /* the library's own workspace could not be had; nothing was written */
-  FOVEA_ERR_WORKSPACE_TOO_SMALL = 5  /* the caller's workspace is below fovea_attention_workspace_size() */
+  FOVEA_ERR_WORKSPACE_TOO_SMALL = 5  /* the caller's workspace is below the call's workspace_size() */
 };
 
 /* The status as text, such as "FOVEA_ERR_UNSUPPORTED"; "unknown fovea_status" for other numbers. Never NULL. */
@@ -453,7 +454,7 @@ FOVEA_API fovea_status fovea_rope_tables_params_init(fovea_rope_tables_params* p
  *   DYNAMIC_NTK  the same with s * l / L - (s - 1) for s, l = max(seq_len, L)
  *   YARN         w[j] = r t[j] / s + (1 - r) t[j],  r = clamp((j - D(beta_fast)) / (D(beta_slow) - D(beta_fast)), 0, 1),
  *                D(b) = d ln(L / (2 pi b)) / (2 ln base); with yarn_truncate D(beta_fast) is rounded down and
- *                D(beta_slow) up; both are clamped to [0, d - 1]
+ *                D(beta_slow) up; the former is at least 0, the latter at most d - 1
  *   LLAMA3       w[j] = (1 - r) t[j] / s + r t[j],
  *                r = clamp((L t[j] / (2 pi) - low_freq_factor) / (high_freq_factor - low_freq_factor), 0, 1)
  *
@@ -475,7 +476,8 @@ FOVEA_API fovea_status fovea_rope_tables(const fovea_rope_tables_params* params,
  * A paged cache is [num_pages][num_kv_heads][page_size][dim]: stride_batch is the distance between pages. By strides a
  * page may hold its rows before its heads. Rows that go to one place are written in order, by sequence and then by row,
  * so that the last one stays, for any number of threads. So a ring of pages for a sliding window is a block_table whose
- * entries repeat (or a slot_mapping that wraps), and an append may be longer than the ring. */
+ * entries repeat (or a slot_mapping that wraps), and an append may be longer than the ring. Attention then sees what is left:
+ * for fovea_mha_forward, which appends all new rows before it attends, a ring must hold the window and q_len rows. */
 typedef struct fovea_kv_append_params {
   uint64_t struct_size; /* set by fovea_kv_append_params_init */
 
@@ -629,7 +631,7 @@ FOVEA_API fovea_status fovea_mha_params_init(fovea_mha_params* params, size_t si
 FOVEA_API fovea_status fovea_mha_workspace_size(const fovea_mha_params* params, const fovea_exec* exec, size_t* bytes);
 
 /* Every argument is checked before anything is written. The same bits for any number of threads, any executor, any strides, paged or
- * contiguous, packed or separate weights. Calls of up to 8 tokens (of the whole batch) are projected by another kernel than larger ones, and attention has
+ * contiguous, packed or separate weights. Calls of up to 8 tokens (of the whole batch, padding included) are projected by another kernel than larger ones, and attention has
  * its own for few rows: with FOVEA_BATCH_INVARIANT a token's bits depend on neither, so decoding step by step equals one causal pass. NaN in a
  * token of x reaches its own row of y, the rows that attend to it, and its place in the cache. */
 FOVEA_API fovea_status fovea_mha_forward(const fovea_mha_params* params, const fovea_exec* exec);
@@ -664,7 +666,8 @@ typedef struct fovea_target_info {
 } fovea_target_info;
 
 FOVEA_API fovea_status fovea_target_info_init(fovea_target_info* info, size_t size);
-/* Targets compiled into the library, best first: index 0 .. fovea_target_count() - 1. */
+/* Targets compiled into the library, best first: index 0 .. fovea_target_count() - 1. AVX3_BF16 is first, but not chosen unasked where
+ * vdpbf16ps is slow (Sapphire Rapids); fovea_get_target names the choice. */
 FOVEA_API int32_t fovea_target_count(void);
 FOVEA_API fovea_status fovea_get_target_info(int32_t index, fovea_target_info* info);
 

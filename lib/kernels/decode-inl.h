@@ -93,6 +93,7 @@ HWY_NOINLINE void DotChunk(const T* k, int64_t stride, const float* HWY_RESTRICT
   size_t j = 0;
   // One row of q: four keys' sums at once. Their ends would take as long as their products.
   for (; NQ == 1 && j + 4 <= keys; j += 4, k += 4 * stride) {
+    for (int64_t i = 0; ahead && i < 4; ++i) PrefetchRow(k + (kPrefetchRows + i) * stride, dim);
     V a = hn::Zero(d), b = a, c = a, e = a, none = a;
     DotRow<1>(k, q, pitch, dim, a, none, none, none);
     DotRow<1>(k + stride, q, pitch, dim, b, none, none, none);
@@ -239,14 +240,16 @@ HWY_NOINLINE void DecodeSoftmax(DecodeRow& row, const ScoreRule& score, int32_t 
 // A block of the walk: keys [begin, end) of the kDecodeKeys from kb; half: 0 or 1, which half of a row's P and bias is its own.
 struct DecodeBlock {
   int32_t kb, begin, end;
+  int32_t walk_end;  // behind the last key of all blocks
   bool use_bias;
   size_t half;
 };
 
-// The rows that come kPrefetchRows after n rows from `key`: at the end of a page the hardware's prefetchers lose the stream.
+// The rows that come kPrefetchRows after n rows from `key`, before `limit`: at the end of a page the hardware's prefetchers lose the stream.
 template <class T>
-HWY_INLINE void PrefetchPaged(const AttentionTask& t, const Side& side, T /*its type*/, int32_t key, size_t n, size_t dim) {
-  const int32_t first = key + kPrefetchRows, end = HWY_MIN(first + static_cast<int32_t>(n), t.kv_end);
+HWY_INLINE void PrefetchPaged(const AttentionTask& t, const Side& side, T /*its type*/, int32_t key, size_t n, int32_t limit,
+                              size_t dim) {
+  const int32_t first = key + kPrefetchRows, end = HWY_MIN(first + static_cast<int32_t>(n), limit);
   for (int32_t j = first; j < end; ++j) PrefetchRow(static_cast<const T*>(SideRow(t, side, j)), dim);
 }
 
@@ -258,7 +261,7 @@ HWY_INLINE void DotKeyRange(const AttentionTask& t, T /*type of K*/, DecodeRow* 
   const size_t at = block.half * kDecodeKeys + static_cast<size_t>(block.begin - block.kb) + first;
   const int64_t stride = t.k_stride_row;
   const T* k = static_cast<const T*>(KRow(t, block.begin + static_cast<int32_t>(first)));
-  if (t.block_table) PrefetchPaged(t, KSide(t), T(), block.begin + static_cast<int32_t>(first), n, dim);
+  if (t.block_table) PrefetchPaged(t, KSide(t), T(), block.begin + static_cast<int32_t>(first), n, block.walk_end, dim);
   const bool ahead = !t.block_table && PrefetchesRows(num_rows, stride, dim);
   size_t r = 0;
   for (; r + 4 <= num_rows; r += 4) DotChunk<4>(k, stride, rows[r].q, pitch, dim, n, ahead && r == 0, rows[r].p + at);
@@ -283,7 +286,7 @@ HWY_INLINE void PvKeyRange(const AttentionTask& t, T /*type of V*/, DecodeRow* r
     return;
   }
   if (t.block_table) {
-    PrefetchPaged(t, VSide(t), T(), block.begin + static_cast<int32_t>(first), n, dim);
+    PrefetchPaged(t, VSide(t), T(), block.begin + static_cast<int32_t>(first), n, block.walk_end, dim);
   } else if (PrefetchesRows(num_rows, stride, dim)) {
     for (size_t j = 0; j < n; ++j) PrefetchRow(v + (static_cast<int64_t>(j) + kPrefetchRows) * stride, dim);
   }
@@ -326,7 +329,7 @@ HWY_INLINE bool NextBlock(const AttentionTask& t, size_t first_row, size_t n, in
     const int32_t begin = HWY_MAX(kb, lo), end = HWY_MIN(kb + kDecodeKeys, hi + 1);
     const Permits permits = ScanLanes(t, t.lane_begin + static_cast<int64_t>(first_row), static_cast<int64_t>(n), begin, end);
     if (!permits.any) continue;
-    *block = {kb, begin, end, t.bias != nullptr || !permits.all, half};
+    *block = {kb, begin, end, hi + 1, t.bias != nullptr || !permits.all, half};
     return true;
   }
   return false;

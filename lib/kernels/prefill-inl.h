@@ -7,7 +7,7 @@
 //
 // Memory: K and V are read where they lie, once per block for all tiles of the task (the second tile finds them in L1 or L2); a tile's
 // P^T block (24 KB at 48 lanes) stays in L1 or L2. Q and O are touched once.
-// What the products read is a type T: float, or pairs of bf16 (prefill_bf16-inl.h), which overloads the functions under "Policy" below.
+// What the products read is a type T: float, or pairs of bf16 (prefill_bf16.cc), which overloads the functions under "Policy" below.
 // Numerics: lib/NUMERICS.md. Source: Dao 2023, FlashAttention-2, alg. 1; lazy rescaling as in FlashAttention-4.
 
 #if defined(FOVEA_LIB_KERNELS_PREFILL_INL_H_) == defined(HWY_TARGET_TOGGLE)
