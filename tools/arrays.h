@@ -48,7 +48,7 @@ fovea_tensor Contiguous(const void* data, fovea_dtype dtype, const Shape& bhsd);
 fovea_tensor Broadcast(const char* option, const std::string& path, const Shape& shape, const void* data, fovea_dtype dtype,
                        const Shape& full);
 
-// Of int8: an upper bound, within a quarter of a step.
+// Of int8: an upper bound, 127 steps of the largest scale.
 double MaxAbs(const Stored& values);
 // The largest |got - want| / max(1, |want| * relative). Equal infinities, and NaN at the same place, are no error; any
 // other NaN or infinity is an infinite one.

@@ -95,10 +95,11 @@ HWY_NOINLINE void DotChunk(const T* k, int64_t stride, const float* HWY_RESTRICT
   for (; NQ == 1 && j + 4 <= keys; j += 4, k += 4 * stride) {
     for (int64_t i = 0; ahead && i < 4; ++i) PrefetchRow(k + (kPrefetchRows + i) * stride, dim);
     V a = hn::Zero(d), b = a, c = a, e = a, none = a;
-    DotRow<1>(k, q, pitch, dim, a, none, none, none);
-    DotRow<1>(k + stride, q, pitch, dim, b, none, none, none);
-    DotRow<1>(k + 2 * stride, q, pitch, dim, c, none, none, none);
-    DotRow<1>(k + 3 * stride, q, pitch, dim, e, none, none, none);
+    const auto row = [&](const T* at, V& sum) HWY_ATTR {
+      if (ahead) PrefetchRow(at + kPrefetchRows * stride, dim);
+      DotRow<1>(at, q, pitch, dim, sum, none, none, none);
+    };
+    row(k, a), row(k + stride, b), row(k + 2 * stride, c), row(k + 3 * stride, e);
     SumOfLanes4(a, b, c, e, s + j);
   }
   for (; j < keys; ++j, k += stride) {
