@@ -93,7 +93,6 @@ HWY_NOINLINE void DotChunk(const T* k, int64_t stride, const float* HWY_RESTRICT
   size_t j = 0;
   // One row of q: four keys' sums at once. Their ends would take as long as their products.
   for (; NQ == 1 && j + 4 <= keys; j += 4, k += 4 * stride) {
-    for (int64_t i = 0; ahead && i < 4; ++i) PrefetchRow(k + (kPrefetchRows + i) * stride, dim);
     V a = hn::Zero(d), b = a, c = a, e = a, none = a;
     const auto row = [&](const T* at, V& sum) HWY_ATTR {
       if (ahead) PrefetchRow(at + kPrefetchRows * stride, dim);
