@@ -23,7 +23,9 @@ class Frequencies {
     const double d = static_cast<double>(p.rotary_dim), original = static_cast<double>(p.original_max_position);
     double stretch = 1.0;
     if (p.scaling == FOVEA_ROPE_SCALING_NTK) stretch = p.factor;
-    if (p.scaling == FOVEA_ROPE_SCALING_DYNAMIC_NTK) {
+    if (p.scaling == FOVEA_ROPE_SCALING_DYNAMIC_NTK && p.seq_len <= p.original_max_position) {
+      stretch = 1.0;
+    } else if (p.scaling == FOVEA_ROPE_SCALING_DYNAMIC_NTK) {
       stretch =
           p.factor * static_cast<double>(std::max(p.seq_len, p.original_max_position)) / original - (p.factor - 1.0);
     }

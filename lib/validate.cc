@@ -1608,6 +1608,13 @@ fovea_status CheckMha(const fovea_mha_params* user, CheckData data, fovea_mha_pa
     rope->total_q = p->total_q;
     const bool own = rope->position_ids != nullptr || rope->position_offsets != nullptr || rope->position_offset != 0;
     if (!own) rope->position_offsets = p->kv_starts;
+    // Only the rows that q has are rotated.
+    for (int64_t b = 0; p->kv_lens != nullptr && b < p->batch; ++b) {
+      if (p->kv_lens[b] > QLen(*p, b)) {
+        return Fail(kInvalid, "kv_lens[%" PRId64 "] = %" PRId32 ": must be at most the sequence's %" PRId64 " rows where rope is given", b,
+                    p->kv_lens[b], QLen(*p, b));
+      }
+    }
     p->rope = rope;
   }
   Views views(3, data);

@@ -968,4 +968,36 @@ TEST_CASE("mha: bad arguments are refused by name, nothing written") {
   CHECK(fovea_mha_info_init(nullptr, 8) == kInvalid);
 }
 
+TEST_CASE("mha: keys past q_lens are refused where rope is given, which rotates the rows of q; sizes are asked for without pages") {
+  float x[6] = {1, 2, -1, 0.5f, 0.7f, -2}, w[4] = {1, 0, 0, 1}, y[6] = {7, 7, 7, 7, 7, 7}, table[3] = {1, 1, 1}, cache[12] = {};
+  int32_t q_lens[1] = {1}, kv_lens[1] = {3};
+  fovea_rope_params rope;
+  fovea_rope_params_init(&rope, sizeof rope);
+  rope.cos = rope.sin = fovea_tensor_bhsd(table, FOVEA_F32, 1, 3, 1);
+  rope.num_positions = 3;
+  fovea_mha_params p;
+  fovea_mha_params_init(&p, sizeof p);
+  p.batch = p.num_q_heads = p.num_kv_heads = 1, p.q_len = 3, p.d_model = p.head_dim = 2;
+  p.x = fovea_tensor_bhsd(x, FOVEA_F32, 1, 3, 2);
+  p.y = fovea_tensor_bhsd(y, FOVEA_F32, 1, 3, 2);
+  p.wq = p.wk = p.wv = p.wo = fovea_tensor_bhsd(w, FOVEA_F32, 1, 2, 2);
+  p.q_lens = q_lens;
+  p.kv_lens = kv_lens;
+  p.rope = &rope;
+  CHECK(fovea_mha_forward(&p, nullptr) == FOVEA_ERR_INVALID_ARGUMENT);
+  CHECK(std::string(fovea_last_error()).find("kv_lens[0] = 3") != std::string::npos);
+  CHECK(y[0] == 7);
+  kv_lens[0] = 1;
+  CHECK(fovea_mha_forward(&p, nullptr) == FOVEA_OK);
+  p.q_lens = p.kv_lens = nullptr;
+  const int32_t pages[2] = {-1, 99}, start[1] = {0};  // not dealt yet
+  p.k_cache = fovea_tensor_bhsd(cache, FOVEA_F32, 1, 2, 2);
+  p.v_cache = fovea_tensor_bhsd(cache + 8, FOVEA_F32, 1, 2, 2);
+  p.block_table = pages, p.block_table_stride = 2, p.num_pages = 1, p.page_size = 2, p.kv_starts = start;
+  size_t bytes = 0;
+  CHECK(fovea_mha_workspace_size(&p, nullptr, &bytes) == FOVEA_OK);
+  CHECK(bytes > 0);
+  CHECK(fovea_mha_forward(&p, nullptr) == FOVEA_ERR_INVALID_ARGUMENT);
+}
+
 }  // namespace fovea_test

@@ -576,7 +576,7 @@ typedef struct fovea_mha_params {
 
   /* Cross attention: keys and values are made of x_kv. kv_len may be 0 (nothing new: an encoder's cache is attended to).
    * Without x_kv, d_kv, kv_len, cu_seqlens_kv and total_kv are 0, and kv_lens[b] <= q_len, without a cache only, are the rows of
-   * x that are keys (padding behind them is none). */
+   * x that are keys (padding behind them is none; at most the sequence's own rows where rope is given). */
   fovea_tensor x_kv;            /* optional, [batch][kv_len][d_kv] */
   int64_t d_kv;                 /* columns of x_kv; 0 means d_model */
   int64_t kv_len;               /* rows that x_kv holds per sequence */
