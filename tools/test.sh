@@ -92,7 +92,7 @@ case $mode in
     # Sanitized kernels take minutes to compile: those of AVX3, AVX2 and the fallback only.
     configure build-fuzz -Dtests=true -Dbench=false -Dtools=false -Dfuzz=true -Dbuildtype=debugoptimized \
       -Db_sanitize=address,undefined -Db_lundef=false \
-      "-Dcpp_args=-fsanitize=fuzzer-no-link,-DHWY_DISABLED_TARGETS=(HWY_SSSE3|HWY_SSE4|HWY_AVX3_DL)"
+      "-Dcpp_args=-fsanitize=fuzzer-no-link -DHWY_DISABLED_TARGETS=(HWY_SSSE3|HWY_SSE4|HWY_AVX3_DL)"
     ninja -C build-fuzz "${jobs[@]}" tests/fuzz/fuzz_attention
     use_$compiler
     [ -z "$emulate" ] || suite+=(--emulate build-aarch64)
