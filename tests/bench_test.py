@@ -169,7 +169,7 @@ def layer():
 def refusals():
     path = work / "kept.json"
     path.write_text("kept")
-    for part, *args in (("I8", "--dtypes", "i8"), ("x9", "--dtypes", "x9"), ("NEON_9", "--targets", "NEON_9"),
+    for part, *args in (("F64", "--dtypes", "f64"), ("x9", "--dtypes", "x9"), ("NEON_9", "--targets", "NEON_9"),
                         ("--lengths", "--lengths", "12,"), ("--lengths", "--lengths", "64..16"), ("--heads", "--heads",
                                                                                                   "8/3"),
                         ("llama-3-8b", "--preset", "llama"), ("--threads", "--threads", "0"), ("--op", "--op", "train"),
