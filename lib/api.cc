@@ -1,4 +1,4 @@
-// The extern "C" functions of attention: validate, plan, pick the table, run.
+// The extern "C" functions that compute: validate, plan, pick the table, run.
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -284,6 +284,21 @@ fovea_status CheckLinearCall(const fovea_linear_params* params, const fovea_exec
   return FOVEA_OK;
 }
 
+// Runs in the caller's workspace of at least `bytes`, or else in memory taken for the call.
+template <class F>
+fovea_status InWorkspace(const fovea_exec& e, size_t bytes, const char* what, int32_t workers, const F& run) {
+  void* memory = e.workspace;
+  if (memory && e.workspace_bytes < bytes) {
+    return Fail(FOVEA_ERR_WORKSPACE_TOO_SMALL, "workspace_bytes = %zu: must be at least %zu for %s and %d threads", e.workspace_bytes,
+                bytes, what, workers);
+  }
+  if (!memory) memory = malloc(bytes);
+  if (!memory) return Fail(FOVEA_ERR_OUT_OF_MEMORY, "workspace: %zu bytes could not be allocated", bytes);
+  const fovea_status status = run(memory);
+  if (!e.workspace) free(memory);
+  return status;
+}
+
 fovea_status Linear(const fovea_linear_params* params, const fovea_exec* exec) {
   LinearCall call;
   fovea_status status = CheckLinearCall(params, exec, CheckData::kYes, &call);
@@ -291,16 +306,10 @@ fovea_status Linear(const fovea_linear_params* params, const fovea_exec* exec) {
   size_t bytes;
   status = LinearWorkspaceBytes(call.p, call.e.flags, *call.target, call.workers, &bytes);
   if (status != FOVEA_OK) return status;
-  void* memory = call.e.workspace;
-  if (memory && call.e.workspace_bytes < bytes) {
-    return Fail(FOVEA_ERR_WORKSPACE_TOO_SMALL, "workspace_bytes = %zu: must be at least %zu for these extents and %d threads",
-                call.e.workspace_bytes, bytes, call.workers);
-  }
-  if (!memory) memory = malloc(bytes);
-  if (!memory) return Fail(FOVEA_ERR_OUT_OF_MEMORY, "workspace: %zu bytes could not be allocated", bytes);
-  RunLinear(call.p, call.e, *call.target, call.workers, memory);
-  if (!call.e.workspace) free(memory);
-  return FOVEA_OK;
+  return InWorkspace(call.e, bytes, "these extents", call.workers, [&](void* memory) {
+    RunLinear(call.p, call.e, *call.target, call.workers, memory);
+    return fovea_status{FOVEA_OK};
+  });
 }
 
 fovea_status CheckMhaCall(const fovea_mha_params* params, const fovea_exec* exec, CheckData data, fovea_exec* e, MhaCall* call, size_t* bytes) {
@@ -318,16 +327,7 @@ fovea_status Mha(const fovea_mha_params* params, const fovea_exec* exec) {
   size_t bytes;
   fovea_status status = CheckMhaCall(params, exec, CheckData::kYes, &e, &call, &bytes);
   if (status != FOVEA_OK) return status;
-  void* memory = e.workspace;
-  if (memory && e.workspace_bytes < bytes) {
-    return Fail(FOVEA_ERR_WORKSPACE_TOO_SMALL, "workspace_bytes = %zu: must be at least %zu for this layer and %d threads",
-                e.workspace_bytes, bytes, call.workers);
-  }
-  if (!memory) memory = malloc(bytes);
-  if (!memory) return Fail(FOVEA_ERR_OUT_OF_MEMORY, "workspace: %zu bytes could not be allocated", bytes);
-  status = RunMha(&call, e, memory);
-  if (!e.workspace) free(memory);
-  return status;
+  return InWorkspace(e, bytes, "this layer", call.workers, [&](void* memory) { return RunMha(&call, e, memory); });
 }
 
 fovea_status MhaDescribe(const fovea_mha_params* params, const fovea_exec* exec, fovea_mha_info* info) {

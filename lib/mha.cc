@@ -128,13 +128,23 @@ fovea_tensor Heads(float* data, int64_t dim, int64_t pitch, int64_t len, bool pa
   return t;
 }
 
+void SetPitches(const fovea_mha_params& p, MhaPlan* plan) {
+  const bool cross = IsGiven(p.x_kv);
+  const int64_t q = QColumns(p), kv = KColumns(p) + VColumns(p);
+  plan->q_pitch = Pitch(cross ? q : q + kv);
+  plan->kv_pitch = cross ? Pitch(kv) : plan->q_pitch;
+  plan->o_pitch = Pitch(OColumns(p));
+}
+
+// Attention's q, k, v and out: in the workspace, and in the cache where there is one.
 void SetHeads(const fovea_mha_params& p, const MhaPlan& plan, fovea_attention_params* a) {
   const bool packed = p.cu_seqlens_q != nullptr, cross = IsGiven(p.x_kv), kv_packed = cross ? p.cu_seqlens_kv != nullptr : packed;
   const int64_t kv_len = cross ? p.kv_len : p.q_len;
   a->q = Heads(plan.q, p.head_dim, plan.q_pitch, p.q_len, packed);
   a->out = Heads(plan.o, p.v_head_dim, plan.o_pitch, p.q_len, packed);
-  a->k = Heads(plan.k, p.head_dim, plan.kv_pitch, kv_len, kv_packed);
-  a->v = Heads(plan.v, p.v_head_dim, plan.kv_pitch, kv_len, kv_packed);
+  const bool cache = IsGiven(p.k_cache);
+  a->k = cache ? p.k_cache : Heads(plan.k, p.head_dim, plan.kv_pitch, kv_len, kv_packed);
+  a->v = cache ? p.v_cache : Heads(plan.v, p.v_head_dim, plan.kv_pitch, kv_len, kv_packed);
 }
 
 // With c's memory null the pointers are meaningless and c->used() is the size. Copies of x and y are counted where they may be needed for
@@ -142,15 +152,13 @@ void SetHeads(const fovea_mha_params& p, const MhaPlan& plan, fovea_attention_pa
 fovea_status Layout(const MhaCall& call, Carver* c, MhaPlan* plan) {
   const fovea_mha_params& p = call.p;
   const bool cross = IsGiven(p.x_kv), cache = IsGiven(p.k_cache);
-  const int64_t q = QColumns(p), k = KColumns(p), v = VColumns(p);
+  const int64_t q = QColumns(p), k = KColumns(p);
   const auto copy = [&](const fovea_tensor& t, int64_t rows, int64_t columns, bool wanted) {
     return wanted ? c->Take<char>(rows * columns * DtypeBytes(t.dtype)) : nullptr;
   };
   plan->q_rows = p.cu_seqlens_q ? p.total_q : p.batch * p.q_len;
   plan->kv_rows = !cross ? plan->q_rows : p.cu_seqlens_kv ? p.total_kv : p.batch * p.kv_len;
-  plan->q_pitch = Pitch(cross ? q : q + k + v);
-  plan->kv_pitch = cross ? Pitch(k + v) : plan->q_pitch;
-  plan->o_pitch = Pitch(OColumns(p));
+  SetPitches(p, plan);
   plan->q = c->Take<float>(plan->q_rows * plan->q_pitch);
   float* const kv = cross ? c->Take<float>(plan->kv_rows * plan->kv_pitch) : plan->q;
   plan->k = kv && !cross ? kv + q : kv;
@@ -182,17 +190,13 @@ fovea_status Layout(const MhaCall& call, Carver* c, MhaPlan* plan) {
 fovea_status Bind(MhaCall* call, const MhaPlan& plan) {
   fovea_mha_params& p = call->p;
   fovea_attention_params& a = call->attention;
+  SetHeads(p, plan, &a);
   if (IsGiven(p.k_cache)) {
     const fovea_kv_append_params append = MhaAppend(p);
     for (int64_t b = 0; b < p.batch; ++b) {
       plan.kv_lens[b] = static_cast<int32_t>((p.kv_starts ? p.kv_starts[b] : 0) + QLen(append, b));
     }
-    SetHeads(p, plan, &a);
-    a.k = p.k_cache;
-    a.v = p.v_cache;
     a.kv_lens = plan.kv_lens;
-  } else {
-    SetHeads(p, plan, &a);
   }
   const fovea_status status = CheckMhaAttention(&p, &call->rope, &a);
   return status == FOVEA_OK ? CheckPages(a) : status;
@@ -244,14 +248,9 @@ fovea_status PrepareMha(const fovea_mha_params* user, CheckData data, uint32_t f
   fovea_attention_params a;
   fovea_status status = CheckMha(user, data, &call->p, &call->rope, &a);
   if (status != FOVEA_OK) return status;
-  const fovea_mha_params& p = call->p;
-  MhaPlan plan = {};
-  const bool cross = IsGiven(p.x_kv);
-  plan.q_pitch = Pitch(cross ? QColumns(p) : QColumns(p) + KColumns(p) + VColumns(p));
-  plan.kv_pitch = cross ? Pitch(KColumns(p) + VColumns(p)) : plan.q_pitch;
-  plan.o_pitch = Pitch(OColumns(p));
-  SetHeads(p, plan, &a);
-  if (IsGiven(p.k_cache)) a.k = p.k_cache, a.v = p.v_cache;
+  MhaPlan plan = {};  // strides alone: the pointers come with the workspace
+  SetPitches(call->p, &plan);
+  SetHeads(call->p, plan, &a);
   const FpEnvScope env;  // the default scale is computed here
   return CheckParams(&a, CheckData::kNo, &call->attention);
 }

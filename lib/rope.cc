@@ -23,11 +23,8 @@ class Frequencies {
     const double d = static_cast<double>(p.rotary_dim), original = static_cast<double>(p.original_max_position);
     double stretch = 1.0;
     if (p.scaling == FOVEA_ROPE_SCALING_NTK) stretch = p.factor;
-    if (p.scaling == FOVEA_ROPE_SCALING_DYNAMIC_NTK && p.seq_len <= p.original_max_position) {
-      stretch = 1.0;
-    } else if (p.scaling == FOVEA_ROPE_SCALING_DYNAMIC_NTK) {
-      stretch =
-          p.factor * static_cast<double>(std::max(p.seq_len, p.original_max_position)) / original - (p.factor - 1.0);
+    if (p.scaling == FOVEA_ROPE_SCALING_DYNAMIC_NTK && p.seq_len > p.original_max_position) {
+      stretch = p.factor * static_cast<double>(p.seq_len) / original - (p.factor - 1.0);
     }
     // One pair alone has frequency 1 whatever the base.
     if (stretch != 1.0 && p.rotary_dim > 2) base_ *= std::pow(stretch, d / (d - 2.0));

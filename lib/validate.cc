@@ -13,7 +13,8 @@
 #include "lib/error.h"
 
 // Reading order: Overlap and OverlapsItself (does an output share memory with anything), CheckTensor (one tensor
-// against its extents), then the fields of params group by group, and CheckParams, which calls them in order.
+// against its extents), then the fields of params group by group, and CheckParams, which calls them in order; behind
+// it the same for RoPE, the cache, linear and the layer, whose tensors and arrays are gathered in Views.
 
 namespace fovea {
 namespace {
@@ -901,6 +902,12 @@ class Views {
     const int64_t extent[] = {rows, 1, 1, cols}, strides[] = {stride, 0, 0, 1};
     return MakeView(name, data, 4, extent, strides, &views_[n_++]);
   }
+  // q_lens or cu_seqlens_q.
+  template <class Params>
+  fovea_status AddLengths(const Params& p) {
+    return p.q_lens != nullptr ? AddArray({"q_lens"}, p.q_lens, 1, 0, p.batch)
+                               : AddArray({"cu_seqlens_q"}, p.cu_seqlens_q, 1, 0, p.batch + 1);
+  }
   // in_place: the second view may be exactly the first.
   fovea_status CheckOutputs(bool in_place) const {
     for (int i = 0; i < outputs_; ++i) {
@@ -1033,14 +1040,22 @@ fovea_status CheckRotation(const RopeNames& names, const int32_t* skips, int64_t
   return FOVEA_OK;
 }
 
-// A rotation that is part of another struct, whose heads and lengths it takes.
-fovea_status CopyRotation(const fovea_rope_params* user, fovea_rope_params* rope) {
+// A rotation that is part of another struct, whose lengths it takes.
+template <class Params>
+fovea_status CopyRotation(const fovea_rope_params* user, const Params& p, int64_t num_heads, fovea_rope_params* rope) {
   if (fovea_status s = CopyStruct(user, "rope", "fovea_rope_params_init", rope); s != FOVEA_OK) return s;
   if ((rope->batch | rope->num_heads | rope->q_len | rope->head_dim | rope->total_q) != 0 || rope->q_lens != nullptr ||
       rope->cu_seqlens_q != nullptr || !IsZero(rope->x) || !IsZero(rope->out)) {
     return Fail(kInvalid,
                 "rope: its batch, num_heads, q_len, head_dim, x, out, q_lens, cu_seqlens_q and total_q must be 0");
   }
+  rope->batch = p.batch;
+  rope->num_heads = num_heads;
+  rope->q_len = p.q_len;
+  rope->head_dim = p.head_dim;
+  rope->q_lens = p.q_lens;
+  rope->cu_seqlens_q = p.cu_seqlens_q;
+  rope->total_q = p.total_q;
   return FOVEA_OK;
 }
 
@@ -1101,7 +1116,7 @@ fovea_status CheckChannelScales(const fovea_kv_append_params& p) {
   return FOVEA_OK;
 }
 
-// Which of the three kinds of cache it is, and that nothing of the others is set.
+// Which of the three kinds of cache it is, that nothing of the others is set, and its extents.
 fovea_status CheckCacheKind(const fovea_kv_append_params& p) {
   const bool paged = p.block_table != nullptr || p.slot_mapping != nullptr;
   if (p.block_table != nullptr && p.slot_mapping != nullptr) {
@@ -1134,7 +1149,11 @@ fovea_status CheckCacheKind(const fovea_kv_append_params& p) {
   if (paged) {
     if (fovea_status s = CheckPositive("page_size", p.page_size); s != FOVEA_OK) return s;
   }
-  return p.slot_mapping != nullptr ? CheckRowArray("slot_mapping_stride", p.slot_mapping_stride, false, p) : FOVEA_OK;
+  if (p.slot_mapping != nullptr) {
+    if (fovea_status s = CheckRowArray("slot_mapping_stride", p.slot_mapping_stride, false, p); s != FOVEA_OK) return s;
+  }
+  return CheckCount(paged ? "num_pages * num_kv_heads * page_size * head_dim" : "batch * num_kv_heads * capacity * head_dim",
+                    paged ? p.num_pages : p.batch, p.num_kv_heads, paged ? p.page_size : p.capacity, std::max(p.head_dim, p.v_head_dim));
 }
 
 }  // namespace
@@ -1148,14 +1167,10 @@ fovea_status CheckRope(const fovea_rope_params* user, fovea_rope_params* p) {
   if (fovea_status s = views.AddTensor({"out"}, true, extent, &p->out); s != FOVEA_OK) return s;
   if (fovea_status s = views.AddTensor({"x"}, true, extent, &p->x); s != FOVEA_OK) return s;
   if (fovea_status s = CheckRotation(kRopeNames, nullptr, 0, p, &views); s != FOVEA_OK) return s;
-  const int64_t offsets = p->position_offsets != nullptr ? p->batch : 0,
-                lens = p->q_lens != nullptr ? p->batch : p->batch + 1;
-  const int32_t* lengths = p->q_lens != nullptr ? p->q_lens : p->cu_seqlens_q;
+  const int64_t offsets = p->position_offsets != nullptr ? p->batch : 0;
   if (fovea_status s = views.AddArray({"position_offsets"}, p->position_offsets, 1, 0, offsets); s != FOVEA_OK)
     return s;
-  if (fovea_status s = views.AddArray({p->q_lens != nullptr ? "q_lens" : "cu_seqlens_q"}, lengths, 1, 0, lens);
-      s != FOVEA_OK)
-    return s;
+  if (fovea_status s = views.AddLengths(*p); s != FOVEA_OK) return s;
   if (fovea_status s = views.AddArray({"position_ids"}, p->position_ids, packed ? 1 : p->batch, p->position_ids_stride,
                                       packed ? p->total_q : p->q_len);
       s != FOVEA_OK) {
@@ -1225,12 +1240,6 @@ fovea_status CheckKvAppend(const fovea_kv_append_params* user, fovea_kv_append_p
   if (fovea_status s = CheckCacheKind(*p); s != FOVEA_OK) return s;
   const bool packed = p->cu_seqlens_q != nullptr, paged = p->block_table != nullptr || p->slot_mapping != nullptr;
   const int64_t entries = paged ? p->num_pages : p->batch, rows = paged ? p->page_size : p->capacity;
-  if (fovea_status s = CheckCount(
-          paged ? "num_pages * num_kv_heads * page_size * head_dim" : "batch * num_kv_heads * capacity * head_dim",
-          entries, p->num_kv_heads, rows, dim);
-      s != FOVEA_OK) {
-    return s;
-  }
   if (!IsPresent(p->k_new) && !IsPresent(p->v_new))
     return Fail(kInvalid, "k_new and v_new: at least one must be given");
   const struct {
@@ -1281,15 +1290,8 @@ fovea_status CheckKvAppend(const fovea_kv_append_params* user, fovea_kv_append_p
   }
   if (fovea_status s = CheckPlaces(*p); s != FOVEA_OK) return s;
   if (p->rope != nullptr) {
-    if (fovea_status s = CopyRotation(p->rope, rope); s != FOVEA_OK) return s;
+    if (fovea_status s = CopyRotation(p->rope, *p, p->num_kv_heads, rope); s != FOVEA_OK) return s;
     if (!IsPresent(p->k_new)) return Fail(kInvalid, "rope is given: must be NULL where k_new is absent");
-    rope->batch = p->batch;
-    rope->num_heads = p->num_kv_heads;
-    rope->q_len = p->q_len;
-    rope->head_dim = p->head_dim;
-    rope->q_lens = p->q_lens;
-    rope->cu_seqlens_q = p->cu_seqlens_q;
-    rope->total_q = p->total_q;
     if (fovea_status s = CheckRotation(kAppendRopeNames, p->slot_mapping, p->slot_mapping_stride, rope, &views);
         s != FOVEA_OK)
       return s;
@@ -1300,14 +1302,13 @@ fovea_status CheckKvAppend(const fovea_kv_append_params* user, fovea_kv_append_p
     const char* name;
     const int32_t* data;
     int64_t rows, stride, cols;
-  } arrays[] = {{p->q_lens != nullptr ? "q_lens" : "cu_seqlens_q", p->q_lens != nullptr ? p->q_lens : p->cu_seqlens_q,
-                 1, 0, p->q_lens != nullptr ? p->batch : p->batch + 1},
-                {"kv_starts", p->kv_starts, 1, 0, p->batch},
+  } arrays[] = {{"kv_starts", p->kv_starts, 1, 0, p->batch},
                 {"block_table", p->block_table, p->batch, p->block_table_stride, p->block_table_stride},
                 {"slot_mapping", p->slot_mapping, row_rows, p->slot_mapping_stride, row_cols},
                 {"rope.position_ids", p->rope != nullptr ? rope->position_ids : nullptr, row_rows,
                  p->rope != nullptr ? rope->position_ids_stride : 0, row_cols},
                 {"rope.position_offsets", p->rope != nullptr ? rope->position_offsets : nullptr, 1, 0, p->batch}};
+  if (fovea_status s = views.AddLengths(*p); s != FOVEA_OK) return s;
   for (const auto& a : arrays) {
     if (fovea_status s = views.AddArray({a.name}, a.data, a.rows, a.stride, a.cols); s != FOVEA_OK) return s;
   }
@@ -1460,15 +1461,14 @@ fovea_status CheckMhaTensors(fovea_mha_params* p, fovea_rope_params* rope, Views
     const char* name;
     const int32_t* data;
     int64_t rows, stride, cols;
-  } arrays[] = {{p->q_lens != nullptr ? "q_lens" : "cu_seqlens_q", p->q_lens != nullptr ? p->q_lens : p->cu_seqlens_q, 1, 0,
-                 p->q_lens != nullptr ? p->batch : p->batch + 1},
-                {p->kv_lens != nullptr ? "kv_lens" : "cu_seqlens_kv", p->kv_lens != nullptr ? p->kv_lens : p->cu_seqlens_kv, 1, 0,
+  } arrays[] = {{p->kv_lens != nullptr ? "kv_lens" : "cu_seqlens_kv", p->kv_lens != nullptr ? p->kv_lens : p->cu_seqlens_kv, 1, 0,
                  p->kv_lens != nullptr ? p->batch : p->batch + 1},
                 {"kv_starts", p->kv_starts, 1, 0, p->batch},
                 {"block_table", p->block_table, p->batch, p->block_table_stride, p->block_table_stride},
                 {"rope.position_offsets", p->rope != nullptr ? rope->position_offsets : nullptr, 1, 0, p->batch},
                 {"rope.position_ids", p->rope != nullptr ? rope->position_ids : nullptr, q_packed ? 1 : p->batch,
                  p->rope != nullptr ? rope->position_ids_stride : 0, q_packed ? p->total_q : p->q_len}};
+  if (fovea_status s = views->AddLengths(*p); s != FOVEA_OK) return s;
   for (const auto& a : arrays) {
     if (fovea_status s = views->AddArray({a.name}, a.data, a.rows, a.stride, a.cols); s != FOVEA_OK) return s;
   }
@@ -1492,13 +1492,6 @@ fovea_status CheckMhaCache(const fovea_mha_params& p, CheckData data) {
   }
   const fovea_kv_append_params append = MhaAppend(p);
   if (fovea_status s = CheckCacheKind(append); s != FOVEA_OK) return s;
-  const bool paged = p.block_table != nullptr;
-  if (fovea_status s = CheckCount(paged ? "num_pages * num_kv_heads * page_size * head_dim" : "batch * num_kv_heads * capacity * head_dim",
-                                  paged ? p.num_pages : p.batch, p.num_kv_heads, paged ? p.page_size : p.capacity,
-                                  std::max(p.head_dim, p.v_head_dim));
-      s != FOVEA_OK) {
-    return s;
-  }
   if (data == CheckData::kNo) return FOVEA_OK;
   if (fovea_status s = CheckPlaces(append); s != FOVEA_OK) return s;
   // Sequences without new rows are attended to as well.
@@ -1597,15 +1590,8 @@ fovea_status CheckMha(const fovea_mha_params* user, CheckData data, fovea_mha_pa
   if (fovea_status s = CheckMhaLengths(*p); s != FOVEA_OK) return s;
   if (fovea_status s = CheckMhaCache(*p, data); s != FOVEA_OK) return s;
   if (p->rope != nullptr) {
-    if (fovea_status s = CopyRotation(p->rope, rope); s != FOVEA_OK) return s;
+    if (fovea_status s = CopyRotation(p->rope, *p, p->num_q_heads, rope); s != FOVEA_OK) return s;
     if (IsPresent(p->x_kv)) return Fail(kUnsupported, "rope is given: this version wants NULL where x_kv is given");
-    rope->batch = p->batch;
-    rope->num_heads = p->num_q_heads;
-    rope->q_len = p->q_len;
-    rope->head_dim = p->head_dim;
-    rope->q_lens = p->q_lens;
-    rope->cu_seqlens_q = p->cu_seqlens_q;
-    rope->total_q = p->total_q;
     const bool own = rope->position_ids != nullptr || rope->position_offsets != nullptr || rope->position_offset != 0;
     if (!own) rope->position_offsets = p->kv_starts;
     // Only the rows that q has are rotated.
