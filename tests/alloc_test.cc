@@ -87,6 +87,23 @@ CaseSpec Spec(int64_t q_len, int64_t kv_len, int32_t stage = FOVEA_SCORES_NONE) 
   return spec;
 }
 
+// A size is asked for and a call made without allocation; exec's workspace is what is returned.
+template <class Params>
+std::vector<unsigned char> CheckCallsAllocateNothing(const Params& p, fovea_exec* exec,
+                                                     fovea_status (*workspace_size)(const Params*, const fovea_exec*, size_t*),
+                                                     fovea_status (*call)(const Params*, const fovea_exec*)) {
+  size_t bytes = 0;
+  CHECK(Allocations([&] { workspace_size(&p, exec, &bytes); }) == 0);
+  std::vector<unsigned char> memory(bytes);
+  exec->workspace = memory.data();
+  exec->workspace_bytes = bytes;
+  fovea_status status = call(&p, exec);  // starts the pool
+  CHECK(status == FOVEA_OK);
+  CHECK(Allocations([&] { status = call(&p, exec); }) == 0);
+  CHECK(status == FOVEA_OK);
+  return memory;
+}
+
 }  // namespace
 
 TEST_CASE("allocation hook: it sees the library's own workspace") {
@@ -224,15 +241,7 @@ TEST_CASE("no allocation in linear with a caller's workspace") {
       p.w = fovea_tensor_bhsd(w.data(), FOVEA_F32, 1, out, in);
       p.y = fovea_tensor_bhsd(y.data(), FOVEA_F32, 1, tokens, out);
       fovea_exec exec = Threads(threads);
-      size_t bytes = 0;
-      CHECK(Allocations([&] { fovea_linear_workspace_size(&p, &exec, &bytes); }) == 0);
-      std::vector<unsigned char> memory(bytes);
-      exec.workspace = memory.data();
-      exec.workspace_bytes = bytes;
-      fovea_status status = fovea_linear(&p, &exec);  // starts the pool
-      CHECK(status == FOVEA_OK);
-      CHECK(Allocations([&] { status = fovea_linear(&p, &exec); }) == 0);
-      CHECK(status == FOVEA_OK);
+      const std::vector<unsigned char> memory = CheckCallsAllocateNothing(p, &exec, fovea_linear_workspace_size, fovea_linear);
       CHECK(y[0] == 300.0f);
       p.in_features = 0;
       CHECK(Allocations([&] { fovea_linear(&p, &exec); }) == 0);
@@ -255,15 +264,7 @@ TEST_CASE("no allocation in mha with a caller's workspace") {
       p.k_cache = fovea_tensor_bhsd(k.data(), FOVEA_F32, kHeads, kRoom, kDim);
       p.v_cache = fovea_tensor_bhsd(v.data(), FOVEA_F32, kHeads, kRoom, kDim);
       fovea_exec exec = Threads(threads);
-      size_t bytes = 0;
-      CHECK(Allocations([&] { fovea_mha_workspace_size(&p, &exec, &bytes); }) == 0);
-      std::vector<unsigned char> memory(bytes);
-      exec.workspace = memory.data();
-      exec.workspace_bytes = bytes;
-      fovea_status status = fovea_mha_forward(&p, &exec);  // starts the pool
-      CHECK(status == FOVEA_OK);
-      CHECK(Allocations([&] { status = fovea_mha_forward(&p, &exec); }) == 0);
-      CHECK(status == FOVEA_OK);
+      const std::vector<unsigned char> memory = CheckCallsAllocateNothing(p, &exec, fovea_mha_workspace_size, fovea_mha_forward);
       p.head_dim = 0;
       CHECK(Allocations([&] { fovea_mha_forward(&p, &exec); }) == 0);
     }

@@ -322,8 +322,7 @@ struct AppendCase {
   }
 
   std::string Describe() const {
-    std::string text;
-    for (const auto& field : {std::pair<const char*, int64_t>{"cache", static_cast<int64_t>(spec.cache)},
+    return Repeat(spec.seed, {{"cache", static_cast<int64_t>(spec.cache)},
                               {"batch", spec.batch},
                               {"heads", spec.num_kv_heads},
                               {"q_len", spec.q_len},
@@ -340,10 +339,7 @@ struct AppendCase {
                               {"fresh", spec.fresh},
                               {"k_dtype", spec.k_dtype},
                               {"v_dtype", spec.v_dtype},
-                              {"tables", spec.tables}}) {
-      text += std::string(field.first) + " " + std::to_string(field.second) + " ";
-    }
-    return Repeat(spec.seed, text);
+                              {"tables", spec.tables}});
   }
 
   AppendSpec spec;
@@ -387,6 +383,19 @@ std::string Append(const fovea_kv_append_params& p, const fovea_exec* exec = nul
   return fovea_kv_append(&p, exec) == FOVEA_OK ? "" : fovea_last_error();
 }
 
+// Keys of one head that are quantized.
+fovea_kv_append_params QuantizedKeys(int64_t rows, int64_t dim, const TestTensor& fresh, const TestTensor& cache, const TestTensor& scale) {
+  fovea_kv_append_params p;
+  fovea_kv_append_params_init(&p, sizeof p);
+  p.batch = p.num_kv_heads = 1;
+  p.q_len = p.capacity = rows;
+  p.head_dim = dim;
+  p.k_new = fresh.view();
+  p.k_cache = cache.view();
+  p.k_scale = scale.view();
+  return p;
+}
+
 }  // namespace
 
 TEST_CASE(
@@ -417,14 +426,7 @@ TEST_CASE("kv_append: an int8 row has a scale of its own: NaN, Inf, zeros, the r
     fresh.F32(0, 0, 6, c) = c % 2 ? 100 * 0x1p-149f : -7 * 0x1p-149f;                           // a scale of 2^-149
     fresh.F32(0, 0, 7, c) = c == 0 ? -127.0f : c == 1 ? 2.5f : c == 2 ? 3.5f : c == 3 ? -0.5f : 126.5f;  // a scale of 1
   }
-  fovea_kv_append_params p;
-  fovea_kv_append_params_init(&p, sizeof p);
-  p.batch = p.num_kv_heads = 1;
-  p.q_len = p.capacity = kRows;
-  p.head_dim = kDim;
-  p.k_new = fresh.view();
-  p.k_cache = cache.view();
-  p.k_scale = scale.view();
+  fovea_kv_append_params p = QuantizedKeys(kRows, kDim, fresh, cache, scale);
   REQUIRE(Append(p) == "");
   const auto row = [&](int64_t i) {
     std::vector<float> values;
@@ -467,14 +469,7 @@ TEST_CASE("kv_append: a row's int8 times its scale is within half a step of it, 
   }
   for (int64_t c = 0; c < kDim; ++c) channel.F32(0, 0, 0, c) = std::ldexp(1 + 0.001f * static_cast<float>(c), static_cast<int>(c % 11) - 5);
   for (const bool channels : {false, true}) {
-    fovea_kv_append_params p;
-    fovea_kv_append_params_init(&p, sizeof p);
-    p.batch = p.num_kv_heads = 1;
-    p.q_len = p.capacity = kRows;
-    p.head_dim = kDim;
-    p.k_new = fresh.view();
-    p.k_cache = cache.view();
-    p.k_scale = scale.view();
+    fovea_kv_append_params p = QuantizedKeys(kRows, kDim, fresh, cache, scale);
     if (channels) p.k_channel_scale = channel.view();
     REQUIRE(Append(p) == "");
     double worst = 0;

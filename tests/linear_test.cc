@@ -122,14 +122,7 @@ struct LinearCase {
     fovea_exec exec = Threads(static_cast<int32_t>(rng.Pick({1, 1, 2, 3})), flags);
     size_t bytes = 0;
     if (fovea_linear_workspace_size(&p, &exec, &bytes) != FOVEA_OK) return fovea_last_error();
-    GuardedBuffer workspace;
-    if (rng.Chance(70)) {
-      const size_t odd = static_cast<size_t>(rng.Int(0, 3));  // of any alignment, and no byte more than asked for
-      workspace = GuardedBuffer(bytes + odd, Guard::kAfter);
-      std::memset(workspace.data(), 0xff, workspace.size());  // NaN wherever it is read before it is written
-      exec.workspace = static_cast<unsigned char*>(workspace.data()) + odd;
-      exec.workspace_bytes = bytes;
-    }
+    const GuardedBuffer workspace = DrawWorkspace(&rng, bytes, &exec);
     for (TestTensor* t : {x.get(), w.get(), bias.get(), y.get()}) t->Snapshot();
     if (Run(&exec) != FOVEA_OK) return fovea_last_error();
     for (const TestTensor* t : {x.get(), w.get(), bias.get()}) {

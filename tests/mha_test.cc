@@ -439,14 +439,7 @@ struct MhaCase {
     fovea_exec exec = Threads(static_cast<int32_t>(draw.Pick({1, 1, 2, 3})), flags);
     size_t bytes = 0;
     if (fovea_mha_workspace_size(&p, &exec, &bytes) != FOVEA_OK) return fovea_last_error();
-    GuardedBuffer workspace;
-    if (draw.Chance(70)) {
-      const size_t odd = static_cast<size_t>(draw.Int(0, 3));
-      workspace = GuardedBuffer(bytes + odd, Guard::kAfter);
-      std::memset(workspace.data(), 0xff, workspace.size());
-      exec.workspace = static_cast<unsigned char*>(workspace.data()) + odd;
-      exec.workspace_bytes = bytes;
-    }
+    const GuardedBuffer workspace = DrawWorkspace(&draw, bytes, &exec);
     Snapshot();
     if (Run(&exec) != FOVEA_OK) return fovea_last_error();
     const std::string touched = Untouched(true);

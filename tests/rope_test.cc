@@ -197,8 +197,7 @@ struct RopeCase {
   }
 
   std::string Describe() const {
-    std::string text;
-    for (const auto& field : {std::pair<const char*, int64_t>{"batch", spec.batch},
+    return Repeat(spec.seed, {{"batch", spec.batch},
                               {"heads", spec.num_heads},
                               {"q_len", spec.q_len},
                               {"head_dim", spec.head_dim},
@@ -212,10 +211,7 @@ struct RopeCase {
                               {"strides", spec.strides},
                               {"x", spec.x},
                               {"out", spec.out},
-                              {"tables", spec.tables}}) {
-      text += std::string(field.first) + " " + std::to_string(field.second) + " ";
-    }
-    return Repeat(spec.seed, text);
+                              {"tables", spec.tables}});
   }
 
   RopeSpec spec;

@@ -625,6 +625,23 @@ std::string Repeat(uint64_t seed, const std::string& text) {
          " FOVEA_TEST_COUNT=1 FOVEA_TEST_SEED=" + std::to_string(seed) + " fovea_tests -tc='" + name + "'";
 }
 
+std::string Repeat(uint64_t seed, std::initializer_list<std::pair<const char*, int64_t>> fields) {
+  std::string text;
+  for (const auto& field : fields) text += std::string(field.first) + " " + std::to_string(field.second) + " ";
+  return Repeat(seed, text);
+}
+
+GuardedBuffer DrawWorkspace(Rng* rng, size_t bytes, fovea_exec* exec) {
+  GuardedBuffer workspace;
+  if (!rng->Chance(70)) return workspace;
+  const size_t odd = static_cast<size_t>(rng->Int(0, 3));
+  workspace = GuardedBuffer(bytes + odd, Guard::kAfter);
+  std::memset(workspace.data(), 0xff, workspace.size());
+  exec->workspace = static_cast<unsigned char*>(workspace.data()) + odd;
+  exec->workspace_bytes = bytes;
+  return workspace;
+}
+
 void Run(const fovea_attention_params& p, const fovea_exec* exec) {
   fovea_attention_info info;
   fovea_attention_info_init(&info, sizeof info);

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <initializer_list>
 #include <memory>
 #include <string>
 #include <utility>
@@ -131,6 +132,12 @@ fovea_attention_params AloneParams(const fovea_attention_params& p, int64_t b);
 
 // "target AVX2: <text>; repeat with FOVEA_TARGET=... FOVEA_TEST_SEED=... fovea_tests -tc=..." for the test that runs.
 std::string Repeat(uint64_t seed, const std::string& text);
+// The same of a case's fields, "name value ".
+std::string Repeat(uint64_t seed, std::initializer_list<std::pair<const char*, int64_t>> fields);
+
+// By chance a workspace of so many bytes for exec, to be kept while it is used: of any alignment, no byte more than asked for, and NaN wherever
+// it is read before it is written.
+GuardedBuffer DrawWorkspace(Rng* rng, size_t bytes, fovea_exec* exec);
 
 }  // namespace fovea_test
 
