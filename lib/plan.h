@@ -48,7 +48,7 @@ struct fovea_plan {
 
 namespace fovea {
 
-// Rows of q in the whole call (stats are kept for each), and the row at which sequence b begins there.
+// Rows of q in the whole call: stats are kept for each.
 int64_t TotalQRows(const fovea_attention_params& p);
 
 // An upper bound, monotone in every length and in batch, that does not depend on kv_len.

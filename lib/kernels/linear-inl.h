@@ -4,9 +4,9 @@
 //   sum^T[row][token] += sum_k W[row][k] (broadcast) * x^T[k][token]      tokens in lanes, kLinearBlockK features at a
 //   time
 //
-// x^T is packed once per call, by panels of kTileVecs vectors; W is packed block-wise, by groups of kTileKeys rows, and
+// x^T is packed once per chunk of tokens (linear.cc), by panels of kTileVecs vectors; W is packed block-wise, by groups of kTileKeys rows, and
 // every panel reads that: a panel's x^T stays in L1 or L2 while all groups of the block pass. W is read from memory
-// once, x^T once per kLinearBlockRows rows.
+// once per chunk and panel task, x^T once per kLinearBlockRows rows.
 //
 // Few tokens: dot products over W where it lies, each row read once, bound by reading it.
 

@@ -1,5 +1,5 @@
 // A tile of query lanes: NV vectors of (row, head of the group) pairs, their Q^T and O^T, and which keys they may attend to. Shared by the
-// prefill and the scores kernel.
+// prefill and the scores kernel; decode takes rows of K and V from here, linear the transposition.
 
 #if defined(FOVEA_LIB_KERNELS_QUERY_TILE_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef FOVEA_LIB_KERNELS_QUERY_TILE_INL_H_
