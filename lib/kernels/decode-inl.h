@@ -44,6 +44,8 @@ HWY_INLINE size_t PadToVector(size_t n) {
 // - K of the next block and V of this one are read in turns of kChunkKeys rows: two streams are faster than one.
 // - Rows are addressed by a stride: pointers out of memory had to wait for older stores, and cost a third of the speed.
 // - Many rows of q fill the scheduler with waiting FMAs, as do short vectors: the rows to come are prefetched into L2 then.
+// - The hardware's prefetchers stop at the end of a page, which is what a turn reads at head_dim 128 in f32: the next page of the same stream is begun
+//   for them, one turn ahead.
 // - No bool and no struct by value is passed through the stack: compilers store its bytes one by one and load them as words, which waits.
 // Rows of q from which on the scheduler is full.
 constexpr size_t kPrefetchFrom = kTileKeys == 4 ? 1 : 5;
@@ -66,6 +68,13 @@ HWY_INLINE void PrefetchRow(const T* row, size_t dim) {
     __builtin_prefetch(at + 6 * kLine, 0, 2), __builtin_prefetch(at + 7 * kLine, 0, 2);
   }
   for (; c < dim; c += kLine) __builtin_prefetch(row + c, 0, 2);
+}
+
+// The beginning of what a stream reads in its next turn.
+template <class T>
+HWY_INLINE void PrefetchTurn(const T* rows) {
+  if (sizeof(T) == 1) return;
+  for (size_t line = 0; line < 8; ++line) __builtin_prefetch(reinterpret_cast<const char*>(rows) + 64 * line, 0, 2);
 }
 
 // NQ accumulators += one K row times NQ rows of q (padded with zeros to whole vectors, pitch apart).
@@ -305,6 +314,7 @@ HWY_INLINE void DotKeyRange(const AttentionTask& t, T /*type of K*/, DecodeRow* 
   const T* k = static_cast<const T*>(KRow(t, block.begin + static_cast<int32_t>(first)));
   if (t.block_table) PrefetchPaged(t, KSide(t), T(), block.begin + static_cast<int32_t>(first), n, block.walk_end, dim);
   const int32_t ahead = !t.block_table && PrefetchesRows(T(), num_rows, stride, dim) ? 1 : 0;
+  if (!t.block_table && !ahead) PrefetchTurn(k + kChunkKeys * dim);
   size_t r = 0;
   for (; r + 4 <= num_rows; r += 4) DotChunk<4>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
   for (; r + 2 <= num_rows; r += 2) DotChunk<2>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
@@ -331,6 +341,8 @@ HWY_INLINE void PvKeyRange(const AttentionTask& t, T /*type of V*/, DecodeRow* r
     PrefetchPaged(t, VSide(t), T(), block.begin + static_cast<int32_t>(first), n, block.walk_end, dim);
   } else if (PrefetchesRows(T(), num_rows, stride, dim)) {
     for (size_t j = 0; j < n; ++j) PrefetchRow(v + (static_cast<int64_t>(j) + kPrefetchRows) * stride, dim);
+  } else {
+    PrefetchTurn(v + kChunkKeys * dim);
   }
   // O of the block's keys alone begins with its first chunk, and is added to o with the last.
   const bool last = first + n == static_cast<size_t>(block.end - block.begin);
