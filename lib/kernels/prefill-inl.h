@@ -64,6 +64,8 @@ struct BlockWork {
   int32_t begin, end;
   int32_t all_begin, all_end;  // keys within, which causality and window permit to all lanes
   bool use_bias;
+  bool ahead_v, ahead_k;  // which rows are prefetched meanwhile, up to key `last`: set by RunBlocks
+  int32_t last;
 };
 
 HWY_INLINE BlockWork FindBlockWork(const AttentionTask& t, const Tile& tile, int32_t kb) {
@@ -238,6 +240,22 @@ HWY_INLINE const T* const* BlockRows(const KernelScratch& s) {
   return reinterpret_cast<const T* const*>(s.rows);
 }
 
+// Keys and values of a long sequence come from L3 or from memory, and the hardware's prefetchers don't find rows of which each element is broadcast. A
+// block's first tile prefetches the V rows that P V comes to, its last one the next block's K rows; rows that are copied first, both for the next block.
+HWY_INLINE void PrefetchRowOf(const AttentionTask& t, const Side& side, int32_t key, int64_t dim) {
+  const char* const row = static_cast<const char*>(SideRow(t, side, key));
+  for (int64_t byte = 0; byte < dim * StorageBytes(side.dtype); byte += 64) __builtin_prefetch(row + byte, 0, 2);
+}
+template <class T>
+HWY_INLINE void PrefetchGroup(const AttentionTask& t, const BlockWork& w, int32_t first) {
+  const bool copies_v = kPerElement<T> > 1 || CopiesRows(t.v_dtype, t.v_stride_row);
+  for (int32_t key = first; key < first + static_cast<int32_t>(kTileKeys); ++key) {
+    const int32_t next = key + kBlockKeys, key_v = copies_v ? next : key;
+    if (w.ahead_k && next <= w.last) PrefetchRowOf(t, KSide(t), next, t.head_dim);
+    if ((copies_v ? w.ahead_k : w.ahead_v) && key_v <= w.last) PrefetchRowOf(t, VSide(t), key_v, t.v_head_dim);
+  }
+}
+
 // S^T, P^T, m and l of a tile for the keys of w in block kb.
 template <int NV, class T>
 HWY_NOINLINE void QkSoftmaxBlock(const AttentionTask& t, const KernelScratch& s, const Tile& tile, const ScoreRule& score,
@@ -256,6 +274,7 @@ HWY_NOINLINE void QkSoftmaxBlock(const AttentionTask& t, const KernelScratch& s,
   const DF d;
   for (size_t c = 0; c < L; c += hn::Lanes(d)) hn::Store(hn::Zero(d), d, tile.block_l + c);
   for (int32_t g = g0; g < w.end; g += kTileKeys) {
+    if (w.ahead_v || w.ahead_k) PrefetchGroup<T>(t, w, g);
     // A group that every lane may attend to wholly.
     if (plain && g >= w.all_begin && g + kTileKeys <= w.all_end) {
       QkSoftmaxGroup<NV>(tile, k + g, dim, v_head_dim, score.q_factor, s_row(g), p_row(g), p_row(g0), rule);
@@ -325,14 +344,23 @@ HWY_NOINLINE void RunBlocks(const AttentionTask& t, const KernelScratch& s, cons
   int32_t lo, hi;
   KeyUnion(t, tiles, num_tiles, &lo, &hi);
   if (lo > hi) return;
+  // What is near needs none; a page that no permitted key needs is never looked up.
+  constexpr int64_t kNear = 4 << 20;
+  const int64_t row_bytes = t.head_dim * StorageBytes(t.k_dtype) + t.v_head_dim * StorageBytes(t.v_dtype);
+  const bool prefetches = !t.block_table && (int64_t{hi} - lo + 1) * row_bytes > kNear;
   BlockWork work[kMaxTiles];
   for (int32_t kb = lo / kBlockKeys * kBlockKeys; kb <= hi; kb += kBlockKeys) {
-    bool any = false;
+    BlockWork *first = nullptr, *last = nullptr;
     for (size_t n = 0; n < num_tiles; ++n) {
       work[n] = FindBlockWork(t, tiles[n], kb);
-      any |= work[n].begin < work[n].end;
+      work[n].ahead_v = work[n].ahead_k = false;
+      work[n].last = hi;
+      if (work[n].begin >= work[n].end) continue;
+      last = &work[n];
+      if (!first) first = last;
     }
-    if (!any) continue;
+    if (!first) continue;
+    if (prefetches) first->ahead_v = last->ahead_k = true;
     LoadBlock(T(), t, s, kb, HWY_MAX(kb, lo), HWY_MIN(kb + kBlockKeys - 1, hi));
     for (size_t n = 0; n < num_tiles; ++n) {
       if (work[n].begin < work[n].end) QkSoftmaxBlock<T>(t, s, tiles[n], score, work[n], kb, rule, redo);
