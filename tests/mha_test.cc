@@ -749,25 +749,24 @@ TEST_CASE("mha BATCH_INVARIANT: a sequence's bits do not depend on the batch or 
 
 TEST_CASE("mha: same bits from 1, 2, 3 and 8 threads, any executor, any strides") {
   for (const int64_t q_len : {3, 70}) {
-    MhaSpec s = Decoder(q_len, Kv::kPaged, 19);
-    s.d_model = 300, s.d_out = 130;
-    MhaCase c(s);
-    const fovea_exec one = Threads(1);
-    REQUIRE(c.Run(&one) == FOVEA_OK);
-    for (const int32_t threads : {1, 2, 3, 8}) {
-      for (const fovea_parallel_for executor : {fovea_parallel_for{}, fovea_parallel_for{Serial}, fovea_parallel_for{Reversed},
-                                                fovea_parallel_for{StdThreads}}) {
-        s.strides = threads != 2, s.broadcast = false;
-        MhaCase again(s);
-        fovea_exec exec = Threads(threads);
-        exec.parallel_for = executor;
-        REQUIRE(again.Run(&exec) == FOVEA_OK);
-        for (int64_t n = 0; n < 2; ++n) {
-          for (int64_t i = 0; i < q_len; ++i) {
-            for (int64_t col = 0; col < s.d_out; ++col) {
-              if (again.y->F32(n, 0, i, col) != c.y->F32(n, 0, i, col)) FAIL_CHECK("differs at ", n, ", ", i, ", ", col);
-            }
-          }
+    for (const int variant : {0, 1, 2}) {
+      MhaSpec s = Decoder(q_len, Kv::kPaged, 19);
+      s.d_model = 300, s.d_out = 130;
+      if (variant == 1) s.cache = FOVEA_I8, s.channel_scale = true;
+      if (variant == 2) s.cross = s.kv_rope = true, s.causal = false, s.kv_len = s.room = 90, s.x = s.cache = FOVEA_BF16;
+      MhaCase c(s);
+      const fovea_exec one = Threads(1);
+      REQUIRE_MESSAGE(c.Run(&one) == FOVEA_OK, std::string(fovea_last_error()));
+      for (const int32_t threads : {1, 2, 3, 8}) {
+        for (const fovea_parallel_for executor : {fovea_parallel_for{}, fovea_parallel_for{Serial}, fovea_parallel_for{Reversed},
+                                                  fovea_parallel_for{StdThreads}}) {
+          s.strides = threads != 2, s.broadcast = false;
+          MhaCase again(s);
+          fovea_exec exec = Threads(threads);
+          exec.parallel_for = executor;
+          REQUIRE(again.Run(&exec) == FOVEA_OK);
+          CHECK(BitDifference(again.Y(), c.Y()) == "");
+          CHECK(BitDifference(again.Cache(), c.Cache()) == "");
         }
       }
     }
