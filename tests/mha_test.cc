@@ -344,14 +344,20 @@ struct MhaCase {
     }
     return result;
   }
-  void NormAndRotate(std::vector<double>* heads, const TestTensor* norm, int64_t position) const {
+  // Gives the most that errors of the projection grow by.
+  double NormAndRotate(std::vector<double>* heads, const TestTensor* norm, int64_t position) const {
+    double gain = 1;
     for (size_t h = 0; h < heads->size(); h += static_cast<size_t>(spec.head_dim)) {
       double* head = heads->data() + h;
       if (norm) {
         double squares = 0;
         for (int64_t c = 0; c < spec.head_dim; ++c) squares += head[c] * head[c];
         const double scale = 1 / std::sqrt(squares / static_cast<double>(spec.head_dim) + static_cast<double>(p.norm_eps));
-        for (int64_t c = 0; c < spec.head_dim; ++c) head[c] *= scale * static_cast<double>(norm->Get(0, 0, 0, c));
+        for (int64_t c = 0; c < spec.head_dim; ++c) {
+          const double factor = scale * static_cast<double>(norm->Get(0, 0, 0, c));
+          head[c] *= factor;
+          gain = std::max(gain, std::fabs(factor));
+        }
       }
       for (int64_t j = 0; p.rope && j < rope.rotary_dim / 2; ++j) {
         double& a = head[rope.interleaved ? 2 * j : j];
@@ -362,13 +368,15 @@ struct MhaCase {
         a = rotated;
       }
     }
+    return gain;
   }
 
   // "" or the first of y, lse and the new rows of the cache that is off. Call it after Run(): attention's keys and values are taken from the cache,
   // where there is one.
   std::string Compare() const {
     // An element of q may be rounded to either neighbour, where f64 and f32 do not agree; AVX3_BF16 rounds weights, too.
-    const double walk = 4e-6, narrow = 2 * Unit(QDtype());
+    const double narrow = 2 * Unit(QDtype());
+    double walk = 4e-6, gain = 1;
     for (int64_t n = 0; n < spec.batch; ++n) {
       const int64_t q_len = QLen(n), kv_len = Start(n) + NewKv(n), d = spec.head_dim, dv = spec.v_head_dim;
       std::vector<float> q(static_cast<size_t>(q_len * spec.q_heads * d)), k(static_cast<size_t>(kv_len * spec.kv_heads * d)),
@@ -381,7 +389,8 @@ struct MhaCase {
           XRow(n, i - Start(n), &batch, &row);
           if (spec.cross) batch = p.cu_seqlens_kv ? 0 : n, row = (p.cu_seqlens_kv ? p.cu_seqlens_kv[n] : 0) + i - Start(n);
           new_k = Project(source, batch, row, 1), new_v = Project(source, batch, row, 2);
-          NormAndRotate(&new_k, k_norm.get(), KPosition(n, i - Start(n)));
+          gain = std::max(gain, NormAndRotate(&new_k, k_norm.get(), KPosition(n, i - Start(n))));
+          walk = 4e-6 * gain;
         }
         for (int64_t h = 0; h < spec.kv_heads; ++h) {
           for (int side = 0; side < 2; ++side) {
@@ -409,7 +418,8 @@ struct MhaCase {
         int64_t batch, row;
         XRow(n, i, &batch, &row);
         std::vector<double> of_row = Project(*x, batch, row, 0);
-        NormAndRotate(&of_row, q_norm.get(), QPosition(n, i));
+        gain = std::max(gain, NormAndRotate(&of_row, q_norm.get(), QPosition(n, i)));
+        walk = 4e-6 * gain;
         for (size_t c = 0; c < of_row.size(); ++c) {
           float rounded[1] = {};
           fovea::StoreElement(QDtype(), static_cast<float>(of_row[c]), rounded, 0);
@@ -555,7 +565,7 @@ MhaSpec RandomMha(uint64_t seed) {
   for (fovea_dtype* dtype : {&s.x, &s.w, &s.y, &s.cache}) {
     if (rng.Chance(25)) *dtype = rng.Chance(50) ? FOVEA_BF16 : FOVEA_F16;
   }
-  if (rng.Chance(15)) s.x = s.cache;
+  if (rng.Chance(20)) s.x = s.cache = rng.Chance(50) ? FOVEA_BF16 : FOVEA_F16;
   if (s.kv != Kv::kNone && rng.Chance(25)) {
     s.cache = FOVEA_I8, s.channel_scale = rng.Chance(50);
     if (rng.Chance(30)) s.v_cache = FOVEA_F32;
