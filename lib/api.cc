@@ -344,16 +344,18 @@ fovea_status MhaDescribe(const fovea_mha_params* params, const fovea_exec* exec,
   fovea_attention_params attention;
   fovea_attention_info inner;
   fovea_attention_info_init(&inner, sizeof inner);
-  status = DescribeMha(&call, memory, &attention, info);
+  fovea_mha_info found = *info;
+  status = DescribeMha(&call, memory, &attention, &found);
   if (status == FOVEA_OK) status = Describe(&attention, exec, &inner);
-  if (status == FOVEA_OK) info->kv_bytes = KvBytes(attention);
+  if (status == FOVEA_OK) found.kv_bytes = KvBytes(attention);
   free(memory);  // attention's lengths as well
   if (status != FOVEA_OK) return status;
-  memcpy(info->target, inner.target, sizeof info->target);
-  memcpy(info->kernels, inner.kernels, sizeof info->kernels);
-  info->num_threads = inner.num_threads;
-  info->workspace_bytes = bytes;
-  info->attention_flop = inner.flop;
+  memcpy(found.target, inner.target, sizeof found.target);
+  memcpy(found.kernels, inner.kernels, sizeof found.kernels);
+  found.num_threads = inner.num_threads;
+  found.workspace_bytes = bytes;
+  found.attention_flop = inner.flop;
+  *info = found;
   return FOVEA_OK;
 }
 

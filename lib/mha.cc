@@ -37,13 +37,15 @@ bool RowsAtOneStride(const fovea_tensor& t, int64_t batch, int64_t len, bool pac
   return packed || batch == 1 || len <= 1 || t.stride_batch == len * t.stride_row;
 }
 
-// Where q, k, v, heads' outputs and what else lies in the workspace. q, k and v are columns of one matrix in self-attention.
+// Where q, k, v, heads' outputs and what else lies in the workspace. q, k and v are columns of one matrix where IsJoint.
 struct MhaPlan {
   int64_t q_rows, kv_rows;            // that are projected
   int64_t q_pitch, kv_pitch, o_pitch;  // floats between rows
   float *q, *k, *v, *o;
+  char* narrow_q;          // where QDtype is not F32, [q_rows][QColumns]
   float *q_norm, *k_norm;  // as f32
   int32_t* kv_lens;        // with a cache
+  int32_t* q_positions;    // [batch] of row 0 for rope, where attention says it
   char *x, *x_kv, *y;      // rows at one stride, where the caller's are not
   char *linear, *attention;
   size_t linear_bytes, attention_bytes;
@@ -60,6 +62,15 @@ int64_t QColumns(const fovea_mha_params& p) { return p.num_q_heads * p.head_dim;
 int64_t KColumns(const fovea_mha_params& p) { return p.num_kv_heads * p.head_dim; }
 int64_t VColumns(const fovea_mha_params& p) { return p.num_kv_heads * p.v_head_dim; }
 int64_t OColumns(const fovea_mha_params& p) { return p.num_q_heads * p.v_head_dim; }
+
+// A kernel for 16-bit types wants q, k and v of one type, and a q rounded to x's own type loses what the model's k lost.
+fovea_dtype QDtype(const fovea_mha_params& p) {
+  const bool narrow = p.x.dtype == FOVEA_BF16 || p.x.dtype == FOVEA_F16;
+  return narrow && p.k_cache.dtype == p.x.dtype && p.v_cache.dtype == p.x.dtype ? p.x.dtype : FOVEA_F32;
+}
+// q is rounded once: as it is projected, unless it is f32 first for a norm or a rotation.
+bool IsProjectedNarrow(const fovea_mha_params& p) { return QDtype(p) != FOVEA_F32 && !p.rope && !IsGiven(p.q_norm); }
+bool IsJoint(const fovea_mha_params& p) { return !IsGiven(p.x_kv) && !IsProjectedNarrow(p); }
 
 // x or x_kv as a matrix: where it lies, or its copy.
 fovea_tensor RowsOf(const fovea_tensor& t, char* copy, int64_t batch, int64_t len, bool packed, int64_t columns) {
@@ -101,12 +112,14 @@ fovea_linear_params Projection(int64_t tokens, int64_t in, const fovea_tensor& x
 }
 
 Projections MakeProjections(const fovea_mha_params& p, const MhaPlan& plan) {
-  const bool cross = IsGiven(p.x_kv), packed = IsGiven(p.w_qkv);
+  const bool packed = IsGiven(p.w_qkv);
   const int64_t q = QColumns(p), k = KColumns(p), v = VColumns(p);
-  const fovea_tensor x = XRows(p, plan), x_kv = cross ? XKvRows(p, plan) : x;
-  const fovea_tensor to_q = Matrix(plan.q, FOVEA_F32, plan.q_pitch), to_k = Matrix(plan.k, FOVEA_F32, plan.kv_pitch);
+  const fovea_tensor x = XRows(p, plan), x_kv = IsGiven(p.x_kv) ? XKvRows(p, plan) : x;
+  const fovea_tensor to_k = Matrix(plan.k, FOVEA_F32, plan.kv_pitch);
+  const fovea_tensor to_q =
+      IsProjectedNarrow(p) ? Matrix(plan.narrow_q, QDtype(p), q) : Matrix(plan.q, FOVEA_F32, plan.q_pitch);
   Projections all = {};
-  if (packed && !cross) {
+  if (packed && IsJoint(p)) {
     all.before[all.n++] = Projection(plan.q_rows, p.d_model, x, p.w_qkv, p.b_qkv, 0, q + k + v, to_q);
   } else if (packed) {
     all.before[all.n++] = Projection(plan.q_rows, p.d_model, x, p.w_qkv, p.b_qkv, 0, q, to_q);
@@ -121,37 +134,49 @@ Projections MakeProjections(const fovea_mha_params& p, const MhaPlan& plan) {
 }
 
 // Heads of a matrix in the workspace, as attention and RoPE see them.
-fovea_tensor Heads(float* data, int64_t dim, int64_t pitch, int64_t len, bool packed) {
-  fovea_tensor t = Matrix(data, FOVEA_F32, pitch);
+fovea_tensor Heads(void* data, fovea_dtype dtype, int64_t dim, int64_t pitch, int64_t len, bool packed) {
+  fovea_tensor t = Matrix(data, dtype, pitch);
   t.stride_batch = packed ? 0 : len * pitch;
   t.stride_head = dim;
   return t;
 }
 
 void SetPitches(const fovea_mha_params& p, MhaPlan* plan) {
-  const bool cross = IsGiven(p.x_kv);
   const int64_t q = QColumns(p), kv = KColumns(p) + VColumns(p);
-  plan->q_pitch = Pitch(cross ? q : q + kv);
-  plan->kv_pitch = cross ? Pitch(kv) : plan->q_pitch;
+  plan->q_pitch = Pitch(IsJoint(p) ? q + kv : q);
+  plan->kv_pitch = IsJoint(p) ? plan->q_pitch : Pitch(kv);
   plan->o_pitch = Pitch(OColumns(p));
+}
+
+fovea_tensor QHeads(const fovea_mha_params& p, const MhaPlan& plan) {
+  return Heads(plan.q, FOVEA_F32, p.head_dim, plan.q_pitch, p.q_len, p.cu_seqlens_q != nullptr);
+}
+fovea_tensor KHeads(const fovea_mha_params& p, const MhaPlan& plan) {
+  const bool cross = IsGiven(p.x_kv);
+  return Heads(plan.k, FOVEA_F32, p.head_dim, plan.kv_pitch, cross ? p.kv_len : p.q_len, (cross ? p.cu_seqlens_kv : p.cu_seqlens_q) != nullptr);
+}
+fovea_tensor VHeads(const fovea_mha_params& p, const MhaPlan& plan) {
+  fovea_tensor v = KHeads(p, plan);
+  v.data = plan.v;
+  v.stride_head = p.v_head_dim;
+  return v;
 }
 
 // Attention's q, k, v and out: in the workspace, and in the cache where there is one.
 void SetHeads(const fovea_mha_params& p, const MhaPlan& plan, fovea_attention_params* a) {
-  const bool packed = p.cu_seqlens_q != nullptr, cross = IsGiven(p.x_kv), kv_packed = cross ? p.cu_seqlens_kv != nullptr : packed;
-  const int64_t kv_len = cross ? p.kv_len : p.q_len;
-  a->q = Heads(plan.q, p.head_dim, plan.q_pitch, p.q_len, packed);
-  a->out = Heads(plan.o, p.v_head_dim, plan.o_pitch, p.q_len, packed);
-  const bool cache = IsGiven(p.k_cache);
-  a->k = cache ? p.k_cache : Heads(plan.k, p.head_dim, plan.kv_pitch, kv_len, kv_packed);
-  a->v = cache ? p.v_cache : Heads(plan.v, p.v_head_dim, plan.kv_pitch, kv_len, kv_packed);
+  const bool packed = p.cu_seqlens_q != nullptr, cache = IsGiven(p.k_cache);
+  const fovea_dtype dtype = QDtype(p);
+  a->q = dtype == FOVEA_F32 ? QHeads(p, plan) : Heads(plan.narrow_q, dtype, p.head_dim, QColumns(p), p.q_len, packed);
+  a->out = Heads(plan.o, FOVEA_F32, p.v_head_dim, plan.o_pitch, p.q_len, packed);
+  a->k = cache ? p.k_cache : KHeads(p, plan);
+  a->v = cache ? p.v_cache : VHeads(p, plan);
 }
 
 // With c's memory null the pointers are meaningless and c->used() is the size. Copies of x and y are counted where they may be needed for
 // some length: the size is monotone.
 fovea_status Layout(const MhaCall& call, Carver* c, MhaPlan* plan) {
   const fovea_mha_params& p = call.p;
-  const bool cross = IsGiven(p.x_kv), cache = IsGiven(p.k_cache);
+  const bool cross = IsGiven(p.x_kv), cache = IsGiven(p.k_cache), joint = IsJoint(p);
   const int64_t q = QColumns(p), k = KColumns(p);
   const auto copy = [&](const fovea_tensor& t, int64_t rows, int64_t columns, bool wanted) {
     return wanted ? c->Take<char>(rows * columns * DtypeBytes(t.dtype)) : nullptr;
@@ -159,14 +184,16 @@ fovea_status Layout(const MhaCall& call, Carver* c, MhaPlan* plan) {
   plan->q_rows = p.cu_seqlens_q ? p.total_q : p.batch * p.q_len;
   plan->kv_rows = !cross ? plan->q_rows : p.cu_seqlens_kv ? p.total_kv : p.batch * p.kv_len;
   SetPitches(p, plan);
-  plan->q = c->Take<float>(plan->q_rows * plan->q_pitch);
-  float* const kv = cross ? c->Take<float>(plan->kv_rows * plan->kv_pitch) : plan->q;
-  plan->k = kv && !cross ? kv + q : kv;
+  if (!IsProjectedNarrow(p)) plan->q = c->Take<float>(plan->q_rows * plan->q_pitch);
+  if (QDtype(p) != FOVEA_F32) plan->narrow_q = c->Take<char>(plan->q_rows * q * DtypeBytes(QDtype(p)));
+  float* const kv = joint ? plan->q : c->Take<float>(plan->kv_rows * plan->kv_pitch);
+  plan->k = kv && joint ? kv + q : kv;
   plan->v = plan->k ? plan->k + k : nullptr;
   plan->o = c->Take<float>(plan->q_rows * plan->o_pitch);
   plan->q_norm = c->Take<float>(IsGiven(p.q_norm) ? p.head_dim : 0);
   plan->k_norm = c->Take<float>(IsGiven(p.k_norm) ? p.head_dim : 0);
   plan->kv_lens = c->Take<int32_t>(cache ? p.batch : 0);
+  plan->q_positions = c->Take<int32_t>(cross && p.rope ? p.batch : 0);
   plan->x = copy(p.x, plan->q_rows, p.d_model, !p.cu_seqlens_q && p.batch > 1 && p.q_len > 1);
   plan->x_kv = copy(p.x_kv, plan->kv_rows, p.d_kv, cross && !p.cu_seqlens_kv && p.batch > 1 && p.kv_len > 1);
   plan->y = copy(p.y, plan->q_rows, p.d_out, p.q_lens || (!p.cu_seqlens_q && p.batch > 1 && p.q_len > 1));
@@ -186,9 +213,9 @@ fovea_status Layout(const MhaCall& call, Carver* c, MhaPlan* plan) {
   return c->overflow() ? Fail(FOVEA_ERR_INVALID_ARGUMENT, "batch, lengths and dims: the workspace overflows size_t") : FOVEA_OK;
 }
 
-// Attention's tensors and lengths, and the checks that need them.
+// Attention's tensors and lengths, the positions of q, and the checks that need them.
 fovea_status Bind(MhaCall* call, const MhaPlan& plan) {
-  fovea_mha_params& p = call->p;
+  const fovea_mha_params& p = call->p;
   fovea_attention_params& a = call->attention;
   SetHeads(p, plan, &a);
   if (IsGiven(p.k_cache)) {
@@ -198,7 +225,14 @@ fovea_status Bind(MhaCall* call, const MhaPlan& plan) {
     }
     a.kv_lens = plan.kv_lens;
   }
-  const fovea_status status = CheckMhaAttention(&p, &call->rope, &a);
+  fovea_status status = CheckMhaAttention(call->views, &a);
+  if (status == FOVEA_OK && p.rope) {
+    if (IsGiven(p.x_kv) && !HasPositions(call->rope)) {
+      for (int64_t b = 0; b < p.batch; ++b) plan.q_positions[b] = static_cast<int32_t>(PositionOffset(a, b));
+      call->rope.position_offsets = plan.q_positions;
+    }
+    status = CheckMhaPositions(p, call->rope, call->kv_rope);
+  }
   return status == FOVEA_OK ? CheckPages(a) : status;
 }
 
@@ -246,7 +280,7 @@ fovea_status PrepareMha(const fovea_mha_params* user, CheckData data, uint32_t f
   call->target = &target;
   call->workers = workers;
   fovea_attention_params a;
-  fovea_status status = CheckMha(user, data, &call->p, &call->rope, &a);
+  fovea_status status = CheckMha(user, data, &call->p, &call->rope, &call->kv_rope, &a, &call->views);
   if (status != FOVEA_OK) return status;
   MhaPlan plan = {};  // strides alone: the pointers come with the workspace
   SetPitches(call->p, &plan);
@@ -276,7 +310,6 @@ fovea_status RunMha(MhaCall* call, const fovea_exec& exec, void* workspace) {
   if (status != FOVEA_OK) return status;
 
   // From here on nothing can fail.
-  const bool cross = IsGiven(p.x_kv);
   TrimRows(p, &plan);
   const Projections projections = MakeProjections(p, plan);
   if (plan.x && XRows(p, plan).data == plan.x) CopyRows(exec, p.x, plan.x, true, p.batch, p.q_len, nullptr, p.d_model);
@@ -286,22 +319,20 @@ fovea_status RunMha(MhaCall* call, const fovea_exec& exec, void* workspace) {
   if (IsGiven(p.q_norm)) Normalize(*call, exec, p.q_norm, plan.q_norm, plan.q, p.num_q_heads, plan.q_rows, plan.q_pitch);
   if (IsGiven(p.k_norm)) Normalize(*call, exec, p.k_norm, plan.k_norm, plan.k, p.num_kv_heads, plan.kv_rows, plan.kv_pitch);
 
-  fovea_rope_params k_rope = call->rope;
-  const bool cache = IsGiven(p.k_cache), packed = p.cu_seqlens_q != nullptr;
-  if (p.rope) {
-    call->rope.x = call->rope.out = call->attention.q;
+  if (p.rope || (plan.narrow_q && !IsProjectedNarrow(p))) {  // without rope it rotates no columns, and converts
+    call->rope.x = QHeads(p, plan);
+    call->rope.out = call->attention.q;
     RunRope(*call->target, call->rope, exec);
-    k_rope.num_heads = p.num_kv_heads;
-    k_rope.x = k_rope.out = Heads(plan.k, p.head_dim, plan.kv_pitch, p.q_len, packed);
-    if (!cache) RunRope(*call->target, k_rope, exec);
   }
-  if (cache) {
-    const bool kv_packed = cross ? p.cu_seqlens_kv != nullptr : packed;
+  if (IsGiven(p.k_cache)) {
     fovea_kv_append_params append = MhaAppend(p);
-    append.k_new = Heads(plan.k, p.head_dim, plan.kv_pitch, append.q_len, kv_packed);
-    append.v_new = Heads(plan.v, p.v_head_dim, plan.kv_pitch, append.q_len, kv_packed);
-    append.rope = p.rope ? &k_rope : nullptr;
+    append.k_new = KHeads(p, plan);
+    append.v_new = VHeads(p, plan);
+    append.rope = p.rope ? &call->kv_rope : nullptr;
     RunKvAppend(*call->target, append, exec);
+  } else if (p.rope) {
+    call->kv_rope.x = call->kv_rope.out = KHeads(p, plan);
+    RunRope(*call->target, call->kv_rope, exec);
   }
   RunPlan(*attention, call->attention, exec);
   RunLinear(projections.after, exec, *call->target, call->workers, plan.linear);

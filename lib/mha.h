@@ -12,8 +12,9 @@ namespace fovea {
 // A call, checked but for what needs its workspace.
 struct MhaCall {
   fovea_mha_params p;
-  fovea_rope_params rope;            // of q, where p.rope
+  fovea_rope_params rope, kv_rope;   // of q and of the new keys; they have their lengths where there is no rotation, too
   fovea_attention_params attention;  // q, k, v and out are laid out, without data
+  ViewList views;                    // of p
   uint32_t flags;
   const Target* target;
   int32_t workers;
@@ -27,7 +28,7 @@ fovea_status MhaWorkspaceBytes(const MhaCall& call, size_t* bytes);
 // workspace: MhaWorkspaceBytes() of it, any alignment. Finishes the checks and plans attention before anything is written but the workspace.
 fovea_status RunMha(MhaCall* call, const fovea_exec& exec, void* workspace);
 
-// The attention of a call as RunMha would make it, for fovea_mha_describe; workspace as there. info gets the rest.
+// For fovea_mha_describe: the attention of a call as RunMha would make it, and the projections' part of info; workspace as there.
 fovea_status DescribeMha(MhaCall* call, void* workspace, fovea_attention_params* attention, fovea_mha_info* info);
 
 }  // namespace fovea

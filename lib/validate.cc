@@ -27,14 +27,8 @@ constexpr fovea_status kUnsupported = FOVEA_ERR_UNSUPPORTED;
 // int64.
 constexpr int64_t kMaxElements = int64_t{1} << 56;
 
-constexpr int kDims = 4;  // batch, head, row, column
 constexpr const char* kStrideNames[kDims] = {"stride_batch", "stride_head", "stride_row", "stride_col"};
 
-// "q", or "outs[2]" where index >= 0; the text is only made for a message.
-struct Name {
-  const char* base;
-  int index = -1;
-};
 struct NameText {
   char text[32];
 };
@@ -138,14 +132,6 @@ class BoundedSum {
   // About a millisecond. Past it the answer is "no": only a layout built to defeat the search gets there, and refusing
   // a call that may well be right would be the worse mistake.
   int steps_left_ = 100000;
-};
-
-// The memory behind a tensor or array. Strides are in elements, and 0 where the extent is at most 1.
-struct View {
-  Name name;
-  uintptr_t begin, end;  // its bytes lie in [begin, end); both 0 where an extent is 0
-  int64_t element_bytes;
-  int64_t extent[kDims], stride[kDims];
 };
 
 int64_t Magnitude(int64_t x) { return x < 0 ? -x : x; }
@@ -707,13 +693,8 @@ fovea_status CheckScaled(const char* name, const fovea_tensor& scale, const char
               fovea_dtype_str(of.dtype));
 }
 
-// Views of a layer around the attention: outputs first.
-struct LayerViews {
-  const View* views;
-  int n, outputs;
-};
-
-fovea_status CheckTensors(CheckData check, const Needed& needed, const LayerViews& layer, fovea_attention_params* p) {
+// layer: the views of the layer around the attention, or NULL.
+fovea_status CheckTensors(CheckData check, const Needed& needed, const ViewList* layer, fovea_attention_params* p) {
   const int64_t q_batch = p->cu_seqlens_q != nullptr ? 1 : p->batch;
   const int64_t q_rows = p->cu_seqlens_q != nullptr ? p->total_q : p->q_len;
   const bool paged = p->block_table != nullptr;
@@ -745,7 +726,7 @@ fovea_status CheckTensors(CheckData check, const Needed& needed, const LayerView
       {{{"mask"}, Takes::kU8, false, true}, mask_extent, &p->mask},
       {{{"bias"}, Takes::kFloats, false, true}, mask_extent, &p->bias},
   };
-  constexpr int kOutputs = 3, kOptions = 6;  // out, lse, scores; q, k, v; then options
+  constexpr int kOutputs = 3, kOptions = 9;  // out, lse, scores; q, k, v and their scales; then options
   View views[sizeof tensors / sizeof tensors[0] + 9];  // and arrays, below
   int n = 0;
   for (const auto& t : tensors) {
@@ -781,13 +762,13 @@ fovea_status CheckTensors(CheckData check, const Needed& needed, const LayerView
     if (fovea_status s = MakeView({a.name}, a.data, 4, extent, stride, &views[n++]); s != FOVEA_OK) return s;
   }
   if (check == CheckData::kNo) return FOVEA_OK;
-  // out, q, k and v are the layer's own. Its outputs are held against lse, scores and all options; its inputs against lse and scores.
-  for (int i = 0; i < layer.n; ++i) {
-    const bool output = i < layer.outputs;
+  // out, q, k, v and scales are the layer's own. Its outputs are held against lse, scores and all options; its inputs against lse and scores.
+  for (int i = 0; layer != nullptr && i < layer->n; ++i) {
+    const bool output = i < layer->outputs;
     for (int j = 1; j < (output ? n : kOutputs); ++j) {
       if (j >= kOutputs && j < kOptions) continue;
-      if (fovea_status s = output ? CheckDisjoint(layer.views[i], views[j]) : CheckDisjoint(views[j], layer.views[i]); s != FOVEA_OK)
-        return s;
+      const View &of_layer = layer->views[i], &option = views[j];
+      if (fovea_status s = output ? CheckDisjoint(of_layer, option) : CheckDisjoint(option, of_layer); s != FOVEA_OK) return s;
     }
   }
   for (int i = 0; i < kOutputs; ++i) {
@@ -803,7 +784,7 @@ bool SameElements(const View& a, const View& b) {
   return a.begin == b.begin && a.end == b.end && a.element_bytes == b.element_bytes && std::equal(a.stride, a.stride + kDims, b.stride);
 }
 
-fovea_status CheckFields(CheckData data, const LayerViews& layer, fovea_attention_params* p) {
+fovea_status CheckFields(CheckData data, const ViewList* layer, fovea_attention_params* p) {
   Needed needed = {0, 0, 0, 0};
   if (fovea_status s = CheckReserved(*p); s != FOVEA_OK) return s;
   if (fovea_status s = CheckExtents(p); s != FOVEA_OK) return s;
@@ -817,7 +798,7 @@ fovea_status CheckFields(CheckData data, const LayerViews& layer, fovea_attentio
 
 fovea_status CheckParams(const fovea_attention_params* user, CheckData data, fovea_attention_params* p) {
   if (fovea_status s = CopyStruct(user, "params", "fovea_attention_params_init", p); s != FOVEA_OK) return s;
-  return CheckFields(data, {nullptr, 0, 0}, p);
+  return CheckFields(data, nullptr, p);
 }
 
 fovea_status CheckExec(const fovea_exec* user, fovea_exec* e) {
@@ -891,16 +872,19 @@ namespace {
 // The views of a call's tensors and arrays: outputs first, so that they are held against everything after them.
 class Views {
  public:
-  explicit Views(int outputs, CheckData data = CheckData::kYes) : outputs_(outputs), data_(data) {}
+  explicit Views(ViewList* list, int outputs, CheckData data = CheckData::kYes) : list_(*list), data_(data) {
+    list_.n = 0;
+    list_.outputs = outputs;
+  }
 
   fovea_status AddTensor(Name name, bool required, const int64_t (&extent)[kDims], fovea_tensor* t,
                          Takes takes = Takes::kFloats) {
-    return CheckTensor({name, takes, required, false}, extent, data_, t, &views_[n_++]);
+    return CheckTensor({name, takes, required, false}, extent, data_, t, &list_.views[list_.n++]);
   }
   // int32 [rows][cols], stride apart.
   fovea_status AddArray(Name name, const int32_t* data, int64_t rows, int64_t stride, int64_t cols) {
     const int64_t extent[] = {rows, 1, 1, cols}, strides[] = {stride, 0, 0, 1};
-    return MakeView(name, data, 4, extent, strides, &views_[n_++]);
+    return MakeView(name, data, 4, extent, strides, &list_.views[list_.n++]);
   }
   // q_lens or cu_seqlens_q.
   template <class Params>
@@ -910,23 +894,20 @@ class Views {
   }
   // in_place: the second view may be exactly the first.
   fovea_status CheckOutputs(bool in_place) const {
-    for (int i = 0; i < outputs_; ++i) {
-      if (fovea_status s = CheckDistinct(views_[i]); s != FOVEA_OK) return s;
-      for (int j = i + 1; j < n_; ++j) {
+    const View* const views = list_.views;
+    for (int i = 0; i < list_.outputs; ++i) {
+      if (fovea_status s = CheckDistinct(views[i]); s != FOVEA_OK) return s;
+      for (int j = i + 1; j < list_.n; ++j) {
         if (in_place && i == 0 && j == 1) continue;
-        if (fovea_status s = CheckDisjoint(views_[i], views_[j]); s != FOVEA_OK) return s;
+        if (fovea_status s = CheckDisjoint(views[i], views[j]); s != FOVEA_OK) return s;
       }
     }
     return FOVEA_OK;
   }
-  const View& operator[](int i) const { return views_[i]; }
-  CheckData data() const { return data_; }
-  LayerViews AsLayer() const { return {views_, n_, outputs_}; }
+  const View& operator[](int i) const { return list_.views[i]; }
 
  private:
-  View views_[32];
-  int n_ = 0;
-  const int outputs_;
+  ViewList& list_;
   const CheckData data_;
 };
 
@@ -938,10 +919,14 @@ struct RopeNames {
 constexpr RopeNames kRopeNames = {
     "rotary_dim", "num_positions",   "table_batch",      "interleaved",  "reserved",           "cos",
     "sin",        "position_offset", "position_offsets", "position_ids", "position_ids_stride"};
-constexpr RopeNames kAppendRopeNames = {"rope.rotary_dim",   "rope.num_positions",      "rope.table_batch",
-                                        "rope.interleaved",  "rope.reserved",           "rope.cos",
-                                        "rope.sin",          "rope.position_offset",    "rope.position_offsets",
-                                        "rope.position_ids", "rope.position_ids_stride"};
+constexpr RopeNames kPartRopeNames = {"rope.rotary_dim",   "rope.num_positions",      "rope.table_batch",
+                                      "rope.interleaved",  "rope.reserved",           "rope.cos",
+                                      "rope.sin",          "rope.position_offset",    "rope.position_offsets",
+                                      "rope.position_ids", "rope.position_ids_stride"};
+constexpr RopeNames kKvRopeNames = {"kv_rope.rotary_dim",   "kv_rope.num_positions",      "kv_rope.table_batch",
+                                    "kv_rope.interleaved",  "kv_rope.reserved",           "kv_rope.cos",
+                                    "kv_rope.sin",          "kv_rope.position_offset",    "kv_rope.position_offsets",
+                                    "kv_rope.position_ids", "kv_rope.position_ids_stride"};
 
 // Lengths of new rows; the same fields in every struct that has them.
 template <class Params>
@@ -975,10 +960,8 @@ fovea_status CheckRowArray(const char* stride_name, int64_t stride, bool may_sha
               may_share ? ", or 0 for one row of all sequences" : "");
 }
 
-// Tables and positions of p, whose lengths are known to be right. skips: -1 in it leaves a row out, and its position
-// unread.
-fovea_status CheckRotation(const RopeNames& names, const int32_t* skips, int64_t skips_stride, fovea_rope_params* p,
-                           Views* views) {
+// All of p but its positions; its lengths are known to be right.
+fovea_status CheckRotation(const RopeNames& names, fovea_rope_params* p, Views* views) {
   if (p->rotary_dim == 0) p->rotary_dim = p->head_dim;
   if (p->rotary_dim < 0 || p->rotary_dim > p->head_dim || p->rotary_dim % 2 != 0) {
     return Fail(kInvalid, "%s = %" PRId64 ": must be even and at most head_dim = %" PRId64, names.rotary_dim,
@@ -1005,50 +988,47 @@ fovea_status CheckRotation(const RopeNames& names, const int32_t* skips, int64_t
   }
   const int64_t extent[] = {p->table_batch, 1, p->num_positions, p->rotary_dim / 2};
   if (fovea_status s = views->AddTensor({names.cos}, true, extent, &p->cos); s != FOVEA_OK) return s;
-  if (fovea_status s = views->AddTensor({names.sin}, true, extent, &p->sin); s != FOVEA_OK) return s;
-  if (views->data() == CheckData::kNo) return FOVEA_OK;
-  for (int64_t b = 0; b < p->batch; ++b) {
-    const int64_t len = QLen(*p, b), first = p->cu_seqlens_q != nullptr ? p->cu_seqlens_q[b] : 0;
-    const int32_t* skip = skips == nullptr             ? nullptr
-                          : p->cu_seqlens_q != nullptr ? skips + first
-                                                       : skips + b * skips_stride;
-    if (p->position_ids != nullptr) {
-      const int32_t* ids = p->position_ids + (p->cu_seqlens_q != nullptr ? first : b * p->position_ids_stride);
+  return views->AddTensor({names.sin}, true, extent, &p->sin);
+}
+
+// The positions of p, which is right else. skips: -1 in it leaves a row out, and its position unread.
+fovea_status CheckRowPositions(const RopeNames& names, const int32_t* skips, int64_t skips_stride, const fovea_rope_params& p) {
+  for (int64_t b = 0; b < p.batch; ++b) {
+    const int64_t len = QLen(p, b), first = p.cu_seqlens_q != nullptr ? p.cu_seqlens_q[b] : 0;
+    const int32_t* skip = skips == nullptr            ? nullptr
+                          : p.cu_seqlens_q != nullptr ? skips + first
+                                                      : skips + b * skips_stride;
+    if (p.position_ids != nullptr) {
+      const int32_t* ids = p.position_ids + (p.cu_seqlens_q != nullptr ? first : b * p.position_ids_stride);
       for (int64_t i = 0; i < len; ++i) {
         if (skip != nullptr && skip[i] == -1) continue;
-        if (ids[i] < 0 || ids[i] >= p->num_positions) {
+        if (ids[i] < 0 || ids[i] >= p.num_positions) {
           return Fail(kInvalid,
                       "%s of row %" PRId64 " of sequence %" PRId64 " = %" PRId32 ": must be in [0, %s = %" PRId64 ")",
-                      names.position_ids, i, b, ids[i], names.num_positions, p->num_positions);
+                      names.position_ids, i, b, ids[i], names.num_positions, p.num_positions);
         }
       }
       continue;
     }
-    const int64_t offset = p->position_offsets != nullptr ? p->position_offsets[b] : p->position_offset;
+    const int64_t offset = p.position_offsets != nullptr ? p.position_offsets[b] : p.position_offset;
     int64_t used_begin = 0, used_end = len;
     while (skip != nullptr && used_begin < used_end && skip[used_begin] == -1) ++used_begin;
     while (skip != nullptr && used_begin < used_end && skip[used_end - 1] == -1) --used_end;
     if (used_begin == used_end) continue;
-    if (offset < -used_begin || offset > p->num_positions - used_end) {
+    if (offset < -used_begin || offset > p.num_positions - used_end) {
       return Fail(kInvalid,
                   "%s of sequence %" PRId64 " = %" PRId64 ": its positions, %" PRId64
                   " rows, must be in [0, %s = %" PRId64 ")",
-                  p->position_offsets != nullptr ? names.position_offsets : names.position_offset, b, offset, len,
-                  names.num_positions, p->num_positions);
+                  p.position_offsets != nullptr ? names.position_offsets : names.position_offset, b, offset, len,
+                  names.num_positions, p.num_positions);
     }
   }
   return FOVEA_OK;
 }
 
-// A rotation that is part of another struct, whose lengths it takes.
+// The lengths of p's new rows.
 template <class Params>
-fovea_status CopyRotation(const fovea_rope_params* user, const Params& p, int64_t num_heads, fovea_rope_params* rope) {
-  if (fovea_status s = CopyStruct(user, "rope", "fovea_rope_params_init", rope); s != FOVEA_OK) return s;
-  if ((rope->batch | rope->num_heads | rope->q_len | rope->head_dim | rope->total_q) != 0 || rope->q_lens != nullptr ||
-      rope->cu_seqlens_q != nullptr || !IsZero(rope->x) || !IsZero(rope->out)) {
-    return Fail(kInvalid,
-                "rope: its batch, num_heads, q_len, head_dim, x, out, q_lens, cu_seqlens_q and total_q must be 0");
-  }
+void TakeLengths(const Params& p, int64_t num_heads, fovea_rope_params* rope) {
   rope->batch = p.batch;
   rope->num_heads = num_heads;
   rope->q_len = p.q_len;
@@ -1056,6 +1036,17 @@ fovea_status CopyRotation(const fovea_rope_params* user, const Params& p, int64_
   rope->q_lens = p.q_lens;
   rope->cu_seqlens_q = p.cu_seqlens_q;
   rope->total_q = p.total_q;
+}
+
+// A rotation that is part of another struct, whose lengths it takes.
+template <class Params>
+fovea_status CopyRotation(const char* name, const fovea_rope_params* user, const Params& p, int64_t num_heads, fovea_rope_params* rope) {
+  if (fovea_status s = CopyStruct(user, name, "fovea_rope_params_init", rope); s != FOVEA_OK) return s;
+  if ((rope->batch | rope->num_heads | rope->q_len | rope->head_dim | rope->total_q) != 0 || rope->q_lens != nullptr ||
+      rope->cu_seqlens_q != nullptr || !IsZero(rope->x) || !IsZero(rope->out)) {
+    return Fail(kInvalid, "%s: its batch, num_heads, q_len, head_dim, x, out, q_lens, cu_seqlens_q and total_q must be 0", name);
+  }
+  TakeLengths(p, num_heads, rope);
   return FOVEA_OK;
 }
 
@@ -1098,6 +1089,12 @@ fovea_status CheckPlaces(const fovea_kv_append_params& p) {
     }
   }
   return FOVEA_OK;
+}
+
+fovea_status CheckQuantizedDim(const char* name, int64_t dim, const char* cache_name, const fovea_tensor& cache) {
+  if (cache.dtype != FOVEA_I8 || dim <= kMaxQuantizedColumns) return FOVEA_OK;
+  return Fail(kUnsupported, "%s = %" PRId64 ": must be at most %" PRId64 " where %s.dtype = I8", name, dim, kMaxQuantizedColumns,
+              cache_name);
 }
 
 // Columns of new keys are divided by these.
@@ -1163,10 +1160,12 @@ fovea_status CheckRope(const fovea_rope_params* user, fovea_rope_params* p) {
   if (fovea_status s = CheckNewRows(*p, "num_heads", p->num_heads, p->head_dim); s != FOVEA_OK) return s;
   const bool packed = p->cu_seqlens_q != nullptr;
   const int64_t extent[] = {packed ? 1 : p->batch, p->num_heads, packed ? p->total_q : p->q_len, p->head_dim};
-  Views views(1);
+  ViewList list;
+  Views views(&list, 1);
   if (fovea_status s = views.AddTensor({"out"}, true, extent, &p->out); s != FOVEA_OK) return s;
   if (fovea_status s = views.AddTensor({"x"}, true, extent, &p->x); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckRotation(kRopeNames, nullptr, 0, p, &views); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckRotation(kRopeNames, p, &views); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckRowPositions(kRopeNames, nullptr, 0, *p); s != FOVEA_OK) return s;
   const int64_t offsets = p->position_offsets != nullptr ? p->batch : 0;
   if (fovea_status s = views.AddArray({"position_offsets"}, p->position_offsets, 1, 0, offsets); s != FOVEA_OK)
     return s;
@@ -1225,7 +1224,8 @@ fovea_status CheckRopeTables(const fovea_rope_tables_params* user, fovea_rope_ta
   const int64_t extent[] = {1, 1, p->num_positions, p->rotary_dim / 2};
   if (fovea_status s = CheckCount("num_positions * rotary_dim", p->num_positions, p->rotary_dim, 1, 1); s != FOVEA_OK)
     return s;
-  Views views(2);
+  ViewList list;
+  Views views(&list, 2);
   if (fovea_status s = views.AddTensor({"cos"}, true, extent, &p->cos); s != FOVEA_OK) return s;
   if (fovea_status s = views.AddTensor({"sin"}, true, extent, &p->sin); s != FOVEA_OK) return s;
   return views.CheckOutputs(false);
@@ -1249,7 +1249,8 @@ fovea_status CheckKvAppend(const fovea_kv_append_params* user, fovea_kv_append_p
     int64_t dim;
   } sides[] = {{{"k_new"}, {"k_cache"}, {"k_scale"}, "head_dim", &p->k_new, &p->k_cache, &p->k_scale, p->head_dim},
                {{"v_new"}, {"v_cache"}, {"v_scale"}, "v_head_dim", &p->v_new, &p->v_cache, &p->v_scale, p->v_head_dim}};
-  Views views(4);
+  ViewList list;
+  Views views(&list, 4);
   for (const auto& side : sides) {
     const int64_t extent[] = {entries, p->num_kv_heads, rows, side.dim};
     if (!IsPresent(*side.fresh) && IsPresent(*side.cache)) {
@@ -1270,10 +1271,7 @@ fovea_status CheckKvAppend(const fovea_kv_append_params* user, fovea_kv_append_p
         s != FOVEA_OK) {
       return s;
     }
-    if (quantized && side.dim > kMaxQuantizedColumns) {
-      return Fail(kUnsupported, "%s = %" PRId64 ": must be at most %" PRId64 " where %s.dtype = I8", side.dim_name,
-                  side.dim, kMaxQuantizedColumns, side.cache_name.base);
-    }
+    if (fovea_status s = CheckQuantizedDim(side.dim_name, side.dim, side.cache_name.base, *side.cache); s != FOVEA_OK) return s;
   }
   for (const auto& side : sides) {
     const int64_t extent[] = {packed ? 1 : p->batch, p->num_kv_heads, packed ? p->total_q : p->q_len, side.dim};
@@ -1290,11 +1288,10 @@ fovea_status CheckKvAppend(const fovea_kv_append_params* user, fovea_kv_append_p
   }
   if (fovea_status s = CheckPlaces(*p); s != FOVEA_OK) return s;
   if (p->rope != nullptr) {
-    if (fovea_status s = CopyRotation(p->rope, *p, p->num_kv_heads, rope); s != FOVEA_OK) return s;
+    if (fovea_status s = CopyRotation("rope", p->rope, *p, p->num_kv_heads, rope); s != FOVEA_OK) return s;
     if (!IsPresent(p->k_new)) return Fail(kInvalid, "rope is given: must be NULL where k_new is absent");
-    if (fovea_status s = CheckRotation(kAppendRopeNames, p->slot_mapping, p->slot_mapping_stride, rope, &views);
-        s != FOVEA_OK)
-      return s;
+    if (fovea_status s = CheckRotation(kPartRopeNames, rope, &views); s != FOVEA_OK) return s;
+    if (fovea_status s = CheckRowPositions(kPartRopeNames, p->slot_mapping, p->slot_mapping_stride, *rope); s != FOVEA_OK) return s;
     p->rope = rope;
   }
   const int64_t row_cols = packed ? p->total_q : p->q_len, row_rows = packed ? 1 : p->batch;
@@ -1416,22 +1413,27 @@ fovea_status CheckMhaLengths(const fovea_mha_params& p) {
 }
 
 // All tensors and arrays but those of attention; zeroes the strides that no index uses.
-fovea_status CheckMhaTensors(fovea_mha_params* p, fovea_rope_params* rope, Views* views) {
+fovea_status CheckMhaTensors(fovea_mha_params* p, fovea_rope_params* rope, fovea_rope_params* kv_rope, Views* views) {
   const bool packed_weight = IsPresent(p->w_qkv), cross = IsPresent(p->x_kv), cache = IsPresent(p->k_cache) || IsPresent(p->v_cache);
   const bool paged = p->block_table != nullptr, q_packed = p->cu_seqlens_q != nullptr, kv_packed = p->cu_seqlens_kv != nullptr;
   const int64_t q_cols = p->num_q_heads * p->head_dim, k_cols = p->num_kv_heads * p->head_dim, v_cols = p->num_kv_heads * p->v_head_dim;
   const int64_t o_cols = p->num_q_heads * p->v_head_dim, all_cols = q_cols + k_cols + v_cols;
   const int64_t entries = paged ? p->num_pages : p->batch, rows = paged ? p->page_size : p->capacity;
+  const bool k_quantized = p->k_cache.dtype == FOVEA_I8, v_quantized = p->v_cache.dtype == FOVEA_I8;
+  constexpr const char* kNoScales = "where its cache is not I8";
   const struct {
     Name name;
     bool wanted, allowed;  // required, and not an error
     const char* without;   // where it is not allowed
     fovea_tensor* tensor;
     int64_t extent[kDims];
+    Takes takes = Takes::kFloats;
   } tensors[] = {
       {{"y"}, true, true, "", &p->y, {q_packed ? 1 : p->batch, 1, q_packed ? p->total_q : p->q_len, p->d_out}},
-      {{"k_cache"}, cache, true, "", &p->k_cache, {entries, p->num_kv_heads, rows, p->head_dim}},
-      {{"v_cache"}, cache, true, "", &p->v_cache, {entries, p->num_kv_heads, rows, p->v_head_dim}},
+      {{"k_cache"}, cache, true, "", &p->k_cache, {entries, p->num_kv_heads, rows, p->head_dim}, Takes::kFloatsOrI8},
+      {{"v_cache"}, cache, true, "", &p->v_cache, {entries, p->num_kv_heads, rows, p->v_head_dim}, Takes::kFloatsOrI8},
+      {{"k_scale"}, k_quantized, k_quantized, kNoScales, &p->k_scale, {entries, p->num_kv_heads, rows, 1}, Takes::kF32},
+      {{"v_scale"}, v_quantized, v_quantized, kNoScales, &p->v_scale, {entries, p->num_kv_heads, rows, 1}, Takes::kF32},
       {{"x"}, true, true, "", &p->x, {q_packed ? 1 : p->batch, 1, q_packed ? p->total_q : p->q_len, p->d_model}},
       {{"x_kv"}, false, true, "", &p->x_kv, {kv_packed ? 1 : p->batch, 1, kv_packed ? p->total_kv : p->kv_len, p->d_kv}},
       {{"wq"}, !packed_weight, !packed_weight, "where w_qkv is given", &p->wq, {1, 1, q_cols, p->d_model}},
@@ -1446,16 +1448,18 @@ fovea_status CheckMhaTensors(fovea_mha_params* p, fovea_rope_params* rope, Views
       {{"bo"}, false, true, "", &p->bo, {1, 1, 1, p->d_out}},
       {{"q_norm"}, false, true, "", &p->q_norm, {1, 1, 1, p->head_dim}},
       {{"k_norm"}, false, true, "", &p->k_norm, {1, 1, 1, p->head_dim}},
+      {{"k_channel_scale"}, false, k_quantized, kNoScales, &p->k_channel_scale, {p->batch, p->num_kv_heads, 1, p->head_dim}, Takes::kF32},
   };
   for (const auto& t : tensors) {
     if (!t.allowed && IsPresent(*t.tensor)) return Fail(kInvalid, "%s is given: must be absent %s", t.name.base, t.without);
-    if (fovea_status s = views->AddTensor(t.name, t.wanted, t.extent, t.tensor); s != FOVEA_OK) return s;
+    if (fovea_status s = views->AddTensor(t.name, t.wanted, t.extent, t.tensor, t.takes); s != FOVEA_OK) return s;
   }
   if (cross && packed_weight && p->d_kv != p->d_model) {
     return Fail(kInvalid, "d_kv = %" PRId64 ": must be d_model = %" PRId64 " where w_qkv is given", p->d_kv, p->d_model);
   }
   if (p->rope != nullptr) {
-    if (fovea_status s = CheckRotation(kAppendRopeNames, nullptr, 0, rope, views); s != FOVEA_OK) return s;
+    if (fovea_status s = CheckRotation(kPartRopeNames, rope, views); s != FOVEA_OK) return s;
+    if (fovea_status s = CheckRotation(p->kv_rope != nullptr ? kKvRopeNames : kPartRopeNames, kv_rope, views); s != FOVEA_OK) return s;
   }
   const struct {
     const char* name;
@@ -1465,9 +1469,12 @@ fovea_status CheckMhaTensors(fovea_mha_params* p, fovea_rope_params* rope, Views
                  p->kv_lens != nullptr ? p->batch : p->batch + 1},
                 {"kv_starts", p->kv_starts, 1, 0, p->batch},
                 {"block_table", p->block_table, p->batch, p->block_table_stride, p->block_table_stride},
-                {"rope.position_offsets", p->rope != nullptr ? rope->position_offsets : nullptr, 1, 0, p->batch},
-                {"rope.position_ids", p->rope != nullptr ? rope->position_ids : nullptr, q_packed ? 1 : p->batch,
-                 p->rope != nullptr ? rope->position_ids_stride : 0, q_packed ? p->total_q : p->q_len}};
+                {"rope.position_offsets", rope->position_offsets, 1, 0, p->batch},
+                {"rope.position_ids", rope->position_ids, q_packed ? 1 : p->batch, rope->position_ids_stride,
+                 q_packed ? p->total_q : p->q_len},
+                {"kv_rope.position_offsets", kv_rope->position_offsets, 1, 0, p->batch},
+                {"kv_rope.position_ids", kv_rope->position_ids, kv_rope->cu_seqlens_q != nullptr ? 1 : p->batch,
+                 kv_rope->position_ids_stride, kv_rope->cu_seqlens_q != nullptr ? kv_rope->total_q : kv_rope->q_len}};
   if (fovea_status s = views->AddLengths(*p); s != FOVEA_OK) return s;
   for (const auto& a : arrays) {
     if (fovea_status s = views->AddArray({a.name}, a.data, a.rows, a.stride, a.cols); s != FOVEA_OK) return s;
@@ -1492,6 +1499,8 @@ fovea_status CheckMhaCache(const fovea_mha_params& p, CheckData data) {
   }
   const fovea_kv_append_params append = MhaAppend(p);
   if (fovea_status s = CheckCacheKind(append); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckQuantizedDim("head_dim", p.head_dim, "k_cache", p.k_cache); s != FOVEA_OK) return s;
+  if (fovea_status s = CheckQuantizedDim("v_head_dim", p.v_head_dim, "v_cache", p.v_cache); s != FOVEA_OK) return s;
   if (data == CheckData::kNo) return FOVEA_OK;
   if (fovea_status s = CheckPlaces(append); s != FOVEA_OK) return s;
   // Sequences without new rows are attended to as well.
@@ -1516,6 +1525,7 @@ fovea_status MhaAttention(const fovea_mha_params& p, fovea_attention_params* a) 
   const char* set = (a->batch | a->num_q_heads | a->num_kv_heads | a->q_len | a->kv_len | a->head_dim | a->v_head_dim) != 0
                         ? "batch, heads, lengths or dims"
                     : !IsZero(a->q) || !IsZero(a->k) || !IsZero(a->v) || !IsZero(a->out) ? "q, k, v or out"
+                    : !IsZero(a->k_scale) || !IsZero(a->v_scale) || !IsZero(a->k_channel_scale) ? "k_scale, v_scale or k_channel_scale"
                     : a->q_lens != nullptr || a->kv_lens != nullptr                      ? "q_lens or kv_lens"
                     : a->cu_seqlens_q != nullptr || a->cu_seqlens_kv != nullptr          ? "cu_seqlens_q or cu_seqlens_kv"
                     : (a->total_q | a->total_kv) != 0                                    ? "total_q or total_kv"
@@ -1540,6 +1550,9 @@ fovea_status MhaAttention(const fovea_mha_params& p, fovea_attention_params* a) 
     a->block_table_stride = p.block_table_stride;
     a->num_pages = p.num_pages;
     a->page_size = p.page_size;
+    a->k_scale = p.k_scale;
+    a->v_scale = p.v_scale;
+    a->k_channel_scale = p.k_channel_scale;
   } else if (cross) {
     a->kv_lens = p.kv_lens;
     a->cu_seqlens_kv = p.cu_seqlens_kv;
@@ -1580,41 +1593,72 @@ fovea_kv_append_params MhaAppend(const fovea_mha_params& p) {
   a.block_table_stride = p.block_table_stride;
   a.num_pages = p.num_pages;
   a.page_size = p.page_size;
+  a.k_scale = p.k_scale;
+  a.v_scale = p.v_scale;
+  a.k_channel_scale = p.k_channel_scale;
   return a;
 }
 
-fovea_status CheckMha(const fovea_mha_params* user, CheckData data, fovea_mha_params* p, fovea_rope_params* rope,
-                      fovea_attention_params* attention) {
+bool HasPositions(const fovea_rope_params& rope) {
+  return rope.position_ids != nullptr || rope.position_offsets != nullptr || rope.position_offset != 0;
+}
+
+fovea_status CheckMha(const fovea_mha_params* user, CheckData data, fovea_mha_params* p, fovea_rope_params* rope, fovea_rope_params* kv_rope,
+                      fovea_attention_params* attention, ViewList* list) {
   if (fovea_status s = CopyStruct(user, "params", "fovea_mha_params_init", p); s != FOVEA_OK) return s;
   if (fovea_status s = CheckMhaExtents(p); s != FOVEA_OK) return s;
   if (fovea_status s = CheckMhaLengths(*p); s != FOVEA_OK) return s;
   if (fovea_status s = CheckMhaCache(*p, data); s != FOVEA_OK) return s;
+  const bool cross = IsPresent(p->x_kv);
+  const fovea_kv_append_params append = MhaAppend(*p);  // its lengths are those of new keys without a cache, too
+  *rope = *kv_rope = {};
+  TakeLengths(*p, p->num_q_heads, rope);
+  TakeLengths(append, p->num_kv_heads, kv_rope);
+  if (p->kv_rope != nullptr && (p->rope == nullptr || !cross)) {
+    return Fail(kInvalid, "kv_rope is given: must be NULL without %s", cross ? "rope" : "x_kv");
+  }
   if (p->rope != nullptr) {
-    if (fovea_status s = CopyRotation(p->rope, *p, p->num_q_heads, rope); s != FOVEA_OK) return s;
-    if (IsPresent(p->x_kv)) return Fail(kUnsupported, "rope is given: this version wants NULL where x_kv is given");
-    const bool own = rope->position_ids != nullptr || rope->position_offsets != nullptr || rope->position_offset != 0;
-    if (!own) rope->position_offsets = p->kv_starts;
+    if (fovea_status s = CopyRotation("rope", p->rope, *p, p->num_q_heads, rope); s != FOVEA_OK) return s;
+    const bool own_kv = p->kv_rope != nullptr;
+    if (fovea_status s = CopyRotation(own_kv ? "kv_rope" : "rope", own_kv ? p->kv_rope : p->rope, append, p->num_kv_heads, kv_rope);
+        s != FOVEA_OK) {
+      return s;
+    }
+    if (cross && !own_kv) {  // rope's positions are those of q
+      kv_rope->position_offset = kv_rope->position_ids_stride = 0;
+      kv_rope->position_offsets = kv_rope->position_ids = nullptr;
+    }
+    if (!cross && !HasPositions(*rope)) rope->position_offsets = p->kv_starts;
+    if (!HasPositions(*kv_rope)) kv_rope->position_offsets = p->kv_starts;
     // Only the rows that q has are rotated.
-    for (int64_t b = 0; p->kv_lens != nullptr && b < p->batch; ++b) {
+    for (int64_t b = 0; !cross && p->kv_lens != nullptr && b < p->batch; ++b) {
       if (p->kv_lens[b] > QLen(*p, b)) {
         return Fail(kInvalid, "kv_lens[%" PRId64 "] = %" PRId32 ": must be at most the sequence's %" PRId64 " rows where rope is given", b,
                     p->kv_lens[b], QLen(*p, b));
       }
     }
-    p->rope = rope;
   }
-  Views views(3, data);
-  if (fovea_status s = CheckMhaTensors(p, rope, &views); s != FOVEA_OK) return s;
+  Views views(list, 5, data);
+  if (fovea_status s = CheckMhaTensors(p, rope, kv_rope, &views); s != FOVEA_OK) return s;
   if (data == CheckData::kYes) {
     if (fovea_status s = views.CheckOutputs(false); s != FOVEA_OK) return s;
+    if (IsPresent(p->k_channel_scale)) {
+      if (fovea_status s = CheckChannelScales(MhaAppend(*p)); s != FOVEA_OK) return s;
+    }
   }
   return MhaAttention(*p, attention);
 }
 
-fovea_status CheckMhaAttention(fovea_mha_params* p, fovea_rope_params* rope, fovea_attention_params* a) {
-  Views views(3);
-  if (fovea_status s = CheckMhaTensors(p, rope, &views); s != FOVEA_OK) return s;
-  return CheckFields(CheckData::kYes, views.AsLayer(), a);
+fovea_status CheckMhaAttention(const ViewList& views, fovea_attention_params* a) { return CheckFields(CheckData::kYes, &views, a); }
+
+fovea_status CheckMhaPositions(const fovea_mha_params& p, const fovea_rope_params& rope, const fovea_rope_params& kv_rope) {
+  RopeNames q_names = kPartRopeNames, kv_names = p.kv_rope != nullptr ? kKvRopeNames : kPartRopeNames;
+  if (IsPresent(p.x_kv)) {  // what they stand at by default is no field of theirs
+    if (!HasPositions(*p.rope)) q_names.position_offsets = "rope: the position of row 0 of x";
+    if (p.kv_rope == nullptr || !HasPositions(*p.kv_rope)) kv_names.position_offset = kv_names.position_offsets = "rope: the position of row 0 of x_kv";
+  }
+  if (fovea_status s = CheckRowPositions(q_names, nullptr, 0, rope); s != FOVEA_OK) return s;
+  return IsPresent(p.x_kv) ? CheckRowPositions(kv_names, nullptr, 0, kv_rope) : FOVEA_OK;
 }
 
 }  // namespace fovea

@@ -13,6 +13,27 @@ constexpr int64_t kMaxLength = (int64_t{1} << 30) - 1;
 // A struct_size above this is no struct's: it is refused before anything else of the struct is read.
 constexpr uint64_t kMaxStructSize = 1 << 16;
 
+// "q", or "outs[2]" where index >= 0; the text is only made for a message.
+struct Name {
+  const char* base;
+  int index = -1;
+};
+
+// The memory behind a tensor or array. Strides are in elements, and 0 where the extent is at most 1.
+constexpr int kDims = 4;  // batch, head, row, column
+struct View {
+  Name name;
+  uintptr_t begin, end;  // its bytes lie in [begin, end); both 0 where an extent is 0
+  int64_t element_bytes;
+  int64_t extent[kDims], stride[kDims];
+};
+
+// Of a call's tensors and arrays, outputs first.
+struct ViewList {
+  View views[40];
+  int n, outputs;
+};
+
 // Whether tensors' data pointers (NULL, alignment, overlap) and the values of alibi_slopes are checked as well. kNo
 // serves workspace queries: dtypes and strides must be right, data may be missing.
 enum class CheckData { kNo, kYes };
@@ -40,11 +61,16 @@ fovea_status CheckKvAppend(const fovea_kv_append_params* user, fovea_kv_append_p
 fovea_status CheckLinear(const fovea_linear_params* user, CheckData data, fovea_linear_params* p);
 
 // As CheckParams, of fovea_mha_forward. *attention gets the options with the layer's lengths, as a caller of fovea_attention_forward would set them,
-// but for kv_lens where there is a cache, and without q, k, v and out; it is not checked yet. p->rope points to *rope, whose heads are q's, or is NULL.
-fovea_status CheckMha(const fovea_mha_params* user, CheckData data, fovea_mha_params* p, fovea_rope_params* rope,
-                      fovea_attention_params* attention);
-// Once *attention has its tensors and lengths: as CheckParams of it with data, in place, and against all tensors of the layer.
-fovea_status CheckMhaAttention(fovea_mha_params* p, fovea_rope_params* rope, fovea_attention_params* attention);
+// but for kv_lens where there is a cache, and without q, k, v and out; it is not checked yet. *rope and *kv_rope have the lengths of q and of the new keys,
+// and their rotations where p->rope is given (rotary_dim 0 else), but q_offsets of cross attention, and no positions are checked.
+fovea_status CheckMha(const fovea_mha_params* user, CheckData data, fovea_mha_params* p, fovea_rope_params* rope, fovea_rope_params* kv_rope,
+                      fovea_attention_params* attention, ViewList* views);
+// Once *attention has its tensors and lengths: as CheckParams of it with data, in place, and against the views of the layer.
+fovea_status CheckMhaAttention(const ViewList& views, fovea_attention_params* attention);
+// Once p.rope's rotations have all their positions.
+fovea_status CheckMhaPositions(const fovea_mha_params& p, const fovea_rope_params& rope, const fovea_rope_params& kv_rope);
+// Whether p.rope says where q stands.
+bool HasPositions(const fovea_rope_params& rope);
 // Attention's kv_len: rows of the cache, of x_kv or of x.
 int64_t MhaKvLen(const fovea_mha_params& p);
 // The append to the layer's cache, without k_new and v_new.

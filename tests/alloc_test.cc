@@ -265,6 +265,20 @@ TEST_CASE("no allocation in mha with a caller's workspace") {
       p.v_cache = fovea_tensor_bhsd(v.data(), FOVEA_F32, kHeads, kRoom, kDim);
       fovea_exec exec = Threads(threads);
       const std::vector<unsigned char> memory = CheckCallsAllocateNothing(p, &exec, fovea_mha_workspace_size, fovea_mha_forward);
+      // Cross attention with RoPE into an int8 cache.
+      std::vector<float> table(static_cast<size_t>(kRoom * kDim), 0.5f), k_scale(static_cast<size_t>(2 * kHeads * kRoom)), v_scale(k_scale.size());
+      std::vector<int8_t> k8(k.size()), v8(k.size());
+      fovea_rope_params rope;
+      fovea_rope_params_init(&rope, sizeof rope);
+      rope.cos = rope.sin = fovea_tensor_bhsd(table.data(), FOVEA_F32, 1, kRoom, kDim / 2);
+      rope.num_positions = kRoom;
+      p.rope = &rope, p.x_kv = p.x, p.kv_len = tokens;
+      p.k_cache = fovea_tensor_bhsd(k8.data(), FOVEA_I8, kHeads, kRoom, kDim);
+      p.v_cache = fovea_tensor_bhsd(v8.data(), FOVEA_I8, kHeads, kRoom, kDim);
+      p.k_scale = fovea_tensor_bhs(k_scale.data(), FOVEA_F32, kHeads, kRoom);
+      p.v_scale = fovea_tensor_bhs(v_scale.data(), FOVEA_F32, kHeads, kRoom);
+      exec = Threads(threads);
+      const std::vector<unsigned char> more = CheckCallsAllocateNothing(p, &exec, fovea_mha_workspace_size, fovea_mha_forward);
       p.head_dim = 0;
       CHECK(Allocations([&] { fovea_mha_forward(&p, &exec); }) == 0);
     }

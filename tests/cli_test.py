@@ -279,6 +279,7 @@ def layer(packed=False, cross=False, norm=False, rope=None, interleaved=False, c
 
 for name, options in (("separate weights", {}), ("packed weights", {"packed": True}), ("cross attention", {"cross": True}),
                       ("norms", {"norm": True}), ("rope, causal", {"rope": 10000, "causal": True}),
+                      ("rope, cross", {"rope": 10000, "cross": True}),
                       ("rope, interleaved, norms, packed", {"rope": 500, "interleaved": True, "norm": True, "packed": True}),
                       ("no batch dimension", {"batched": False})):
     checks.run(f"cli: layer: {name}", lambda: layer(**options))

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "lib/dtype.h"
 #include "lib/reference.h"
 #include "tests/harness/attention_case.h"
 #include "tests/harness/environment.h"
@@ -34,7 +35,15 @@ struct MhaSpec {
   bool broadcast = true; // with strides: inputs may have some of 0
   int64_t kv_len = 0;    // of cross
   fovea_dtype x = FOVEA_F32, w = FOVEA_F32, y = FOVEA_F32, cache = FOVEA_F32;
+  fovea_dtype v_cache = FOVEA_DTYPE_NONE;  // as cache
+  bool channel_scale = false;              // with an I8 cache of K
+  bool offset = false, kv_rope = false;    // cross with rope: rows of x stand at positions of rope's own, those of x_kv at kv_rope's
 };
+
+constexpr int64_t kRopeOffset = 2;
+
+// Half the distance of neighbours near 1.
+double Unit(fovea_dtype dtype) { return dtype == FOVEA_BF16 ? 0x1p-8 : dtype == FOVEA_F16 ? 0x1p-10 : 0; }
 
 // A layer with all its memory guarded. Weights are about 1 / sqrt(d_model), so that q, k, v are about 1.
 struct MhaCase {
@@ -145,13 +154,34 @@ struct MhaCase {
     }
     k_cache = Make(spec.cache, shape, false, 0, 0);
     shape.cols = spec.v_head_dim;
-    v_cache = Make(spec.cache, shape, false, 0, 0);
+    const fovea_dtype v_type = spec.v_cache == FOVEA_DTYPE_NONE ? spec.cache : spec.v_cache;
+    v_cache = Make(v_type, shape, false, 0, 0);
+    shape.cols = 1;
+    if (spec.cache == FOVEA_I8) k_scale = Make(FOVEA_F32, shape, false, 0, 0), p.k_scale = k_scale->view();
+    if (v_type == FOVEA_I8) v_scale = Make(FOVEA_F32, shape, false, 0, 0), p.v_scale = v_scale->view();
+    if (spec.channel_scale) {
+      const Shape channels = {spec.batch, spec.kv_heads, 1, spec.head_dim};
+      k_channel_scale = Make(FOVEA_F32, channels, true, 0, 0);
+      for (int64_t n = 0; n < channels.batch; ++n) {
+        for (int64_t h = 0; h < channels.heads; ++h) {
+          for (int64_t c = 0; c < channels.cols; ++c) k_channel_scale->Set(n, h, 0, c, 1.0f + 0.5f * static_cast<float>(c % 3));
+        }
+      }
+      p.k_channel_scale = k_channel_scale->view();
+    }
     for (int64_t n = 0; n < spec.batch; ++n) {  // the same rows whatever the cache; NaN behind them
       for (int64_t i = 0; i < spec.room; ++i) {
         const bool held = i < starts[static_cast<size_t>(n)];
         for (int64_t h = 0; h < spec.kv_heads; ++h) {
-          for (int64_t c = 0; c < spec.head_dim; ++c) Cached(*k_cache, n, h, i, c, held ? Value(7, n, h, i, c) : kNan);
-          for (int64_t c = 0; c < spec.v_head_dim; ++c) Cached(*v_cache, n, h, i, c, held ? Value(8, n, h, i, c) : kNan);
+          // int8 in 1/32; a row that is not held is NaN by its scale.
+          if (k_scale) Cached(*k_scale, n, h, i, 0, held ? 1.0f / 32 : kNan);
+          if (v_scale) Cached(*v_scale, n, h, i, 0, held ? 1.0f / 32 : kNan);
+          for (int64_t c = 0; c < spec.head_dim; ++c) {
+            Cached(*k_cache, n, h, i, c, k_scale ? std::clamp(32 * Value(7, n, h, i, c), -127.0f, 127.0f) : held ? Value(7, n, h, i, c) : kNan);
+          }
+          for (int64_t c = 0; c < spec.v_head_dim; ++c) {
+            Cached(*v_cache, n, h, i, c, v_scale ? std::clamp(32 * Value(8, n, h, i, c), -127.0f, 127.0f) : held ? Value(8, n, h, i, c) : kNan);
+          }
         }
       }
     }
@@ -172,12 +202,19 @@ struct MhaCase {
     Place(n, i, &entry, &row);
     return t.Get(entry, h, row, c);
   }
+  // What an element of the cache stands for, and by how much one step of its type is that.
+  float CachedValue(bool v, int64_t n, int64_t h, int64_t i, int64_t c, double* step) const {
+    const TestTensor* const scales = (v ? v_scale : k_scale).get();
+    const float scale = scales ? Cached(*scales, n, h, i, 0) : 1, channel = !v && k_channel_scale ? k_channel_scale->F32(n, h, 0, c) : 1;
+    *step = scales ? std::fabs(static_cast<double>(scale) * static_cast<double>(channel)) : 0;
+    return Cached(v ? *v_cache : *k_cache, n, h, i, c) * scale * channel;
+  }
 
   void AddRope() {
     fovea_rope_params_init(&rope, sizeof rope);
     rope.rotary_dim = 2 * std::max<int64_t>(1, spec.head_dim / 2 - Rng(spec.seed * 13).Int(0, 2));  // whatever strides and pages were drawn
     rope.interleaved = spec.interleaved;
-    rope.num_positions = spec.q_len + spec.room + 3;
+    rope.num_positions = spec.q_len + spec.room + spec.kv_len + 3;
     const Shape shape = {1, 1, rope.num_positions, rope.rotary_dim / 2};
     cos = std::make_unique<TestTensor>(FOVEA_F32, shape, DenseStrides(shape), guard);
     sin = std::make_unique<TestTensor>(FOVEA_F32, shape, DenseStrides(shape), guard);
@@ -190,6 +227,29 @@ struct MhaCase {
     }
     rope.cos = cos->view(), rope.sin = sin->view();
     p.rope = &rope;
+    if (spec.kv_rope) {
+      kv_rope = rope;
+      const int64_t rows = p.cu_seqlens_kv ? p.total_kv : spec.batch * spec.kv_len;
+      std::vector<int32_t> ids;
+      for (int64_t i = 0; i < rows; ++i) ids.push_back(static_cast<int32_t>(ElementBits(spec.seed, 10, 0, 0, i, 0) % static_cast<uint64_t>(rope.num_positions)));
+      kv_ids = GuardedArray<int32_t>(ids, guard);
+      kv_rope.position_ids = kv_ids.data(), kv_rope.position_ids_stride = spec.kv_len;
+      p.kv_rope = rows > 0 ? &kv_rope : nullptr;
+    }
+    if (spec.offset) rope.position_offset = kRopeOffset;
+  }
+  // Of row i of x, and of new row i of the keys.
+  int64_t QPosition(int64_t n, int64_t i) const {
+    if (!spec.cross) return Start(n) + i;
+    return i + (spec.offset ? kRopeOffset : options.q_offset + (options.q_align == FOVEA_Q_ALIGN_BOTTOM_RIGHT ? Start(n) + NewKv(n) - QLen(n) : 0));
+  }
+  int64_t KPosition(int64_t n, int64_t i) const {
+    if (!p.kv_rope) return Start(n) + i;
+    return kv_rope.position_ids[p.cu_seqlens_kv ? p.cu_seqlens_kv[n] + i : n * spec.kv_len + i];
+  }
+  fovea_dtype QDtype() const {
+    const bool narrow = (spec.x == FOVEA_BF16 || spec.x == FOVEA_F16) && p.k_cache.dtype == spec.x && p.v_cache.dtype == spec.x;
+    return narrow ? spec.x : FOVEA_F32;
   }
 
   void AddOptions() {
@@ -204,6 +264,7 @@ struct MhaCase {
       options.sinks = sinks_array.data();
     }
     if (spec.cross && spec.causal) options.q_align = FOVEA_Q_ALIGN_BOTTOM_RIGHT;
+    if (spec.cross && !spec.causal) options.q_offset = 1;
     const int64_t keys = KvRoom();
     if (spec.mask) {
       const Shape shape = {spec.batch, 1, spec.q_len, keys};
@@ -256,8 +317,9 @@ struct MhaCase {
     for (int64_t n = 0; n < spec.batch; ++n) {
       for (int64_t i = 0; i < Start(n) + NewKv(n); ++i) {
         for (int64_t h = 0; h < spec.kv_heads; ++h) {
-          for (int64_t c = 0; c < spec.head_dim; ++c) all.push_back(Cached(*k_cache, n, h, i, c));
-          for (int64_t c = 0; c < spec.v_head_dim; ++c) all.push_back(Cached(*v_cache, n, h, i, c));
+          double step;
+          for (int64_t c = 0; c < spec.head_dim; ++c) all.push_back(CachedValue(false, n, h, i, c, &step));
+          for (int64_t c = 0; c < spec.v_head_dim; ++c) all.push_back(CachedValue(true, n, h, i, c, &step));
         }
       }
     }
@@ -282,14 +344,20 @@ struct MhaCase {
     }
     return result;
   }
-  void NormAndRotate(std::vector<double>* heads, const TestTensor* norm, int64_t position) const {
+  // Gives the most that errors of the projection grow by.
+  double NormAndRotate(std::vector<double>* heads, const TestTensor* norm, int64_t position) const {
+    double gain = 1;
     for (size_t h = 0; h < heads->size(); h += static_cast<size_t>(spec.head_dim)) {
       double* head = heads->data() + h;
       if (norm) {
         double squares = 0;
         for (int64_t c = 0; c < spec.head_dim; ++c) squares += head[c] * head[c];
         const double scale = 1 / std::sqrt(squares / static_cast<double>(spec.head_dim) + static_cast<double>(p.norm_eps));
-        for (int64_t c = 0; c < spec.head_dim; ++c) head[c] *= scale * static_cast<double>(norm->Get(0, 0, 0, c));
+        for (int64_t c = 0; c < spec.head_dim; ++c) {
+          const double factor = scale * static_cast<double>(norm->Get(0, 0, 0, c));
+          head[c] *= factor;
+          gain = std::max(gain, std::fabs(factor));
+        }
       }
       for (int64_t j = 0; p.rope && j < rope.rotary_dim / 2; ++j) {
         double& a = head[rope.interleaved ? 2 * j : j];
@@ -300,12 +368,15 @@ struct MhaCase {
         a = rotated;
       }
     }
+    return gain;
   }
 
   // "" or the first of y, lse and the new rows of the cache that is off. Call it after Run(): attention's keys and values are taken from the cache,
   // where there is one.
   std::string Compare() const {
-    const double walk = 4e-6;
+    // An element of q may be rounded to either neighbour, where f64 and f32 do not agree; AVX3_BF16 rounds weights, too.
+    const double narrow = 2 * Unit(QDtype());
+    double walk = 4e-6, gain = 1;
     for (int64_t n = 0; n < spec.batch; ++n) {
       const int64_t q_len = QLen(n), kv_len = Start(n) + NewKv(n), d = spec.head_dim, dv = spec.v_head_dim;
       std::vector<float> q(static_cast<size_t>(q_len * spec.q_heads * d)), k(static_cast<size_t>(kv_len * spec.kv_heads * d)),
@@ -318,7 +389,8 @@ struct MhaCase {
           XRow(n, i - Start(n), &batch, &row);
           if (spec.cross) batch = p.cu_seqlens_kv ? 0 : n, row = (p.cu_seqlens_kv ? p.cu_seqlens_kv[n] : 0) + i - Start(n);
           new_k = Project(source, batch, row, 1), new_v = Project(source, batch, row, 2);
-          NormAndRotate(&new_k, k_norm.get(), i);
+          gain = std::max(gain, NormAndRotate(&new_k, k_norm.get(), KPosition(n, i - Start(n))));
+          walk = 4e-6 * gain;
         }
         for (int64_t h = 0; h < spec.kv_heads; ++h) {
           for (int side = 0; side < 2; ++side) {
@@ -328,10 +400,12 @@ struct MhaCase {
               const std::vector<double>& fresh = side ? new_v : new_k;
               if (!fresh.empty()) to = static_cast<float>(fresh[static_cast<size_t>(h * cols + c)]);
               if (spec.kv == Kv::kNone) continue;
-              const float stored = Cached(side ? *v_cache : *k_cache, n, h, i, c);
-              const double want = static_cast<double>(fresh.empty() ? Value(side ? 8 : 7, n, h, i, c) : to);
-              const double unit = spec.cache == FOVEA_BF16 ? 0x1p-8 : spec.cache == FOVEA_F16 ? 0x1p-10 : 0;
-              if (!(std::fabs(static_cast<double>(stored) - want) <= (walk + unit) * (1 + std::fabs(want)))) {
+              double step;
+              const float stored = CachedValue(side != 0, n, h, i, c, &step);
+              if (fresh.empty()) to = stored;  // held before: Untouched() looks at those
+              const double want = static_cast<double>(to);
+              const double bound = (walk + Unit((side ? v_cache : k_cache)->view().dtype)) * (1 + std::fabs(want)) + 0.501 * step;
+              if (!(std::fabs(static_cast<double>(stored) - want) <= bound)) {
                 return std::string(side ? "v" : "k") + "_cache of sequence " + std::to_string(n) + " row " + std::to_string(i) + " is " +
                        std::to_string(stored) + ", should be " + std::to_string(want);
               }
@@ -344,8 +418,13 @@ struct MhaCase {
         int64_t batch, row;
         XRow(n, i, &batch, &row);
         std::vector<double> of_row = Project(*x, batch, row, 0);
-        NormAndRotate(&of_row, q_norm.get(), Start(n) + i);
-        for (size_t c = 0; c < of_row.size(); ++c) q[static_cast<size_t>(i) * of_row.size() + c] = static_cast<float>(of_row[c]);
+        gain = std::max(gain, NormAndRotate(&of_row, q_norm.get(), QPosition(n, i)));
+        walk = 4e-6 * gain;
+        for (size_t c = 0; c < of_row.size(); ++c) {
+          float rounded[1] = {};
+          fovea::StoreElement(QDtype(), static_cast<float>(of_row[c]), rounded, 0);
+          q[static_cast<size_t>(i) * of_row.size() + c] = fovea::LoadElement(QDtype(), rounded, 0);
+        }
       }
       // Attention of this sequence alone; the reference reads the options.
       fovea_attention_params a = options;
@@ -370,7 +449,7 @@ struct MhaCase {
           scores = std::max(scores, of_head.dot_magnitude);
           if (!lse) continue;
           const double got = static_cast<double>(lse->F32(batch, h, row));
-          if (got != of_head.lse && !(std::fabs(got - of_head.lse) <= walk * (1 + of_head.dot_magnitude))) {
+          if (got != of_head.lse && !(std::fabs(got - of_head.lse) <= (walk + narrow) * (1 + of_head.dot_magnitude))) {
             return "lse of sequence " + std::to_string(n) + " row " + std::to_string(i) + " is " + std::to_string(got) + ", should be " +
                    std::to_string(of_head.lse);
           }
@@ -383,8 +462,7 @@ struct MhaCase {
             magnitude += std::fabs(weight);  // values are about 1, errors of them absolute
           }
           const double got = static_cast<double>(y->Get(batch, 0, row, o));
-          const double unit = spec.y == FOVEA_BF16 ? 0x1p-8 : spec.y == FOVEA_F16 ? 0x1p-10 : 0;
-          if (!(std::fabs(got - want) <= walk * scores * (1 + magnitude) + unit * (1 + std::fabs(want)))) {
+          if (!(std::fabs(got - want) <= (walk + narrow) * scores * (1 + magnitude) + Unit(spec.y) * (1 + std::fabs(want)))) {
             return "y of sequence " + std::to_string(n) + " row " + std::to_string(i) + " column " + std::to_string(o) + " is " +
                    std::to_string(got) + ", should be " + std::to_string(want);
           }
@@ -395,7 +473,7 @@ struct MhaCase {
   }
 
   std::vector<TestTensor*> Inputs() const {
-    std::vector<TestTensor*> all = {x.get(), x_kv.get(), wo.get(), bo.get(), q_norm.get(), k_norm.get(), cos.get(), sin.get(), mask.get()};
+    std::vector<TestTensor*> all = {x.get(), x_kv.get(), wo.get(), bo.get(), q_norm.get(), k_norm.get(), cos.get(), sin.get(), mask.get(), k_channel_scale.get()};
     for (const auto& t : w) all.push_back(t.get());
     for (const auto& t : b) all.push_back(t.get());
     all.erase(std::remove(all.begin(), all.end(), nullptr), all.end());
@@ -403,7 +481,7 @@ struct MhaCase {
   }
   void Snapshot() const {
     for (TestTensor* t : Inputs()) t->Snapshot();
-    for (TestTensor* t : {y.get(), k_cache.get(), v_cache.get(), lse.get()}) {
+    for (TestTensor* t : {y.get(), k_cache.get(), v_cache.get(), k_scale.get(), v_scale.get(), lse.get()}) {
       if (t) t->Snapshot();
     }
   }
@@ -428,8 +506,11 @@ struct MhaCase {
     const auto in = [](const auto& set) { return [&set](int64_t n, int64_t, int64_t i) { return set.count({n, i}) != 0; }; };
     if (const std::string changed = y->Changed(in(rows)); changed != "") return "y: " + changed;
     if (lse && lse->Changed(in(rows)) != "") return "lse: " + lse->Changed(in(rows));
-    if (k_cache && k_cache->Changed(in(places)) != "") return "k_cache: " + k_cache->Changed(in(places));
-    if (v_cache && v_cache->Changed(in(places)) != "") return "v_cache: " + v_cache->Changed(in(places));
+    const std::pair<const char*, const TestTensor*> caches[] = {
+        {"k_cache: ", k_cache.get()}, {"v_cache: ", v_cache.get()}, {"k_scale: ", k_scale.get()}, {"v_scale: ", v_scale.get()}};
+    for (const auto& [name, t] : caches) {
+      if (t && t->Changed(in(places)) != "") return name + t->Changed(in(places));
+    }
     return "";
   }
 
@@ -450,13 +531,13 @@ struct MhaCase {
   Rng rng;
   Guard guard;
   fovea_mha_params p;
-  fovea_rope_params rope;
+  fovea_rope_params rope, kv_rope;
   fovea_attention_params options;
   int64_t d_kv = 0;
   std::vector<int32_t> q_lens, kv_lens, starts, table;
-  std::unique_ptr<TestTensor> x, x_kv, y, wo, bo, q_norm, k_norm, k_cache, v_cache, cos, sin, mask, lse;
+  std::unique_ptr<TestTensor> x, x_kv, y, wo, bo, q_norm, k_norm, k_cache, v_cache, k_scale, v_scale, k_channel_scale, cos, sin, mask, lse;
   std::vector<std::unique_ptr<TestTensor>> w, b;
-  GuardedArray<int32_t> q_lens_array, kv_lens_array, starts_array, table_array;
+  GuardedArray<int32_t> q_lens_array, kv_lens_array, starts_array, table_array, kv_ids;
   GuardedArray<float> sinks_array;
 };
 
@@ -477,13 +558,22 @@ MhaSpec RandomMha(uint64_t seed) {
   s.kv_len = s.cross ? rng.Pick({0, 1, 7, 20}) : 0;
   s.page_size = rng.Int(1, 9);
   s.room = s.q_len + s.kv_len + rng.Int(0, 40);
-  s.packed_weight = rng.Chance(40), s.biases = rng.Chance(60), s.norm = rng.Chance(40), s.rope = !s.cross && rng.Chance(50);
+  s.packed_weight = rng.Chance(40), s.biases = rng.Chance(60), s.norm = rng.Chance(40), s.rope = rng.Chance(50);
   s.interleaved = rng.Chance(50), s.packed = rng.Chance(30), s.lens = !s.packed && rng.Chance(30), s.strides = rng.Chance(50);
   s.causal = rng.Chance(50), s.mask = rng.Chance(25), s.sinks = rng.Chance(20), s.window = rng.Chance(20), s.cap = rng.Chance(20);
   s.lse = rng.Chance(40);
   for (fovea_dtype* dtype : {&s.x, &s.w, &s.y, &s.cache}) {
     if (rng.Chance(25)) *dtype = rng.Chance(50) ? FOVEA_BF16 : FOVEA_F16;
   }
+  if (rng.Chance(20)) s.x = s.cache = rng.Chance(50) ? FOVEA_BF16 : FOVEA_F16;
+  if (s.kv != Kv::kNone && rng.Chance(25)) {
+    s.cache = FOVEA_I8, s.channel_scale = rng.Chance(50);
+    if (rng.Chance(30)) s.v_cache = FOVEA_F32;
+  } else if (rng.Chance(15)) {
+    s.v_cache = s.kv == Kv::kNone ? FOVEA_DTYPE_NONE : FOVEA_I8;
+  }
+  // Positions of queries before the first key, which causal calls from the end may have, are no table's.
+  s.offset = s.cross && s.rope && (s.causal || rng.Chance(50)), s.kv_rope = s.cross && s.rope && rng.Chance(40);
   return s;
 }
 
@@ -493,7 +583,7 @@ std::string Describe(const MhaSpec& s, uint32_t flags) {
                      (s.kv == Kv::kNone ? "" : s.kv == Kv::kPaged ? ", paged" : ", cache");
   const std::pair<const char*, bool> options[] = {{"packed weight", s.packed_weight}, {"norm", s.norm}, {"rope", s.rope}, {"packed", s.packed},
                                                   {"lens", s.lens}, {"cross", s.cross}, {"strides", s.strides}, {"causal", s.causal},
-                                                  {"mask", s.mask}, {"BATCH_INVARIANT", flags != 0}};
+                                                  {"mask", s.mask}, {"I8", s.cache == FOVEA_I8}, {"kv_rope", s.kv_rope}, {"BATCH_INVARIANT", flags != 0}};
   for (const auto& [name, on] : options) text += on ? std::string(", ") + name : "";
   return text;
 }
@@ -516,7 +606,7 @@ MhaSpec Decoder(int64_t q_len, Kv kv, uint64_t seed) {
 // Rows of x in calls of so many rows each, one after another; the cache grows.
 void RunInChunks(const MhaCase& c, const std::vector<int64_t>& chunks, const fovea_exec& exec) {
   const auto from = [](fovea_tensor t, int64_t row) {
-    t.data = static_cast<float*>(t.data) + row * t.stride_row;
+    t.data = static_cast<char*>(t.data) + row * t.stride_row * fovea::DtypeBytes(t.dtype);
     return t;
   };
   int64_t first = 0;
@@ -590,10 +680,14 @@ TEST_CASE("mha: a two-layer decoder with RoPE, GQA and cache: a prefill and 64 s
 
 TEST_CASE("mha BATCH_INVARIANT: chunks of a prefill have the bits of the whole") {
   const fovea_exec exec = Threads(1, FOVEA_BATCH_INVARIANT);
-  MhaCase whole(Decoder(60, Kv::kContiguous, 13)), chunked(Decoder(60, Kv::kContiguous, 13));
-  REQUIRE(whole.Run(&exec) == FOVEA_OK);
-  RunInChunks(chunked, {17, 1, 25, 8, 9}, exec);
-  CHECK(BitDifference(whole.Y(), chunked.Y()) == "");
+  for (const fovea_dtype cache : {FOVEA_F32, FOVEA_BF16, FOVEA_I8}) {
+    MhaSpec s = Decoder(60, Kv::kContiguous, 13);
+    s.cache = cache, s.x = cache == FOVEA_BF16 ? cache : FOVEA_F32;
+    MhaCase whole(s), chunked(s);
+    REQUIRE(whole.Run(&exec) == FOVEA_OK);
+    RunInChunks(chunked, {17, 1, 25, 8, 9}, exec);
+    CHECK(BitDifference(whole.Y(), chunked.Y()) == "");
+  }
 }
 
 TEST_CASE("mha: same bits paged or contiguous, or without a cache; packed or separate weights; padded or packed") {
@@ -665,99 +759,198 @@ TEST_CASE("mha BATCH_INVARIANT: a sequence's bits do not depend on the batch or 
 
 TEST_CASE("mha: same bits from 1, 2, 3 and 8 threads, any executor, any strides") {
   for (const int64_t q_len : {3, 70}) {
-    MhaSpec s = Decoder(q_len, Kv::kPaged, 19);
-    s.d_model = 300, s.d_out = 130;
-    MhaCase c(s);
-    const fovea_exec one = Threads(1);
-    REQUIRE(c.Run(&one) == FOVEA_OK);
-    for (const int32_t threads : {1, 2, 3, 8}) {
-      for (const fovea_parallel_for executor : {fovea_parallel_for{}, fovea_parallel_for{Serial}, fovea_parallel_for{Reversed},
-                                                fovea_parallel_for{StdThreads}}) {
-        s.strides = threads != 2, s.broadcast = false;
-        MhaCase again(s);
-        fovea_exec exec = Threads(threads);
-        exec.parallel_for = executor;
-        REQUIRE(again.Run(&exec) == FOVEA_OK);
-        for (int64_t n = 0; n < 2; ++n) {
-          for (int64_t i = 0; i < q_len; ++i) {
-            for (int64_t col = 0; col < s.d_out; ++col) {
-              if (again.y->F32(n, 0, i, col) != c.y->F32(n, 0, i, col)) FAIL_CHECK("differs at ", n, ", ", i, ", ", col);
-            }
-          }
+    for (const int variant : {0, 1, 2}) {
+      MhaSpec s = Decoder(q_len, Kv::kPaged, 19);
+      s.d_model = 300, s.d_out = 130;
+      if (variant == 1) s.cache = FOVEA_I8, s.channel_scale = true;
+      if (variant == 2) s.cross = s.kv_rope = true, s.causal = false, s.kv_len = s.room = 90, s.x = s.cache = FOVEA_BF16;
+      MhaCase c(s);
+      const fovea_exec one = Threads(1);
+      REQUIRE_MESSAGE(c.Run(&one) == FOVEA_OK, std::string(fovea_last_error()));
+      for (const int32_t threads : {1, 2, 3, 8}) {
+        for (const fovea_parallel_for executor : {fovea_parallel_for{}, fovea_parallel_for{Serial}, fovea_parallel_for{Reversed},
+                                                  fovea_parallel_for{StdThreads}}) {
+          s.strides = threads != 2, s.broadcast = false;
+          MhaCase again(s);
+          fovea_exec exec = Threads(threads);
+          exec.parallel_for = executor;
+          REQUIRE(again.Run(&exec) == FOVEA_OK);
+          CHECK(BitDifference(again.Y(), c.Y()) == "");
+          CHECK(BitDifference(again.Cache(), c.Cache()) == "");
         }
       }
     }
   }
 }
 
-TEST_CASE("mha is its parts: projections, RoPE, append and attention by hand give the same bits; keys in three shards, merged, within 1e-5") {
-  MhaSpec s = Spec(1, 19, 23);
-  s.kv = Kv::kContiguous, s.room = 90, s.start = 60;
-  s.norm = false;
-  MhaCase c(s), by_hand(s);
-  const fovea_exec exec = Threads(1);
-  REQUIRE(c.Run(&exec) == FOVEA_OK);
-
-  const int64_t rows = s.q_len, kv_len = s.start + rows;
-  const auto linear = [&](const fovea_tensor& x, const TestTensor& w, const TestTensor& bias, std::vector<float>* y) {
+// The layer of a case by the calls that it is made of: one sequence, separate weights, a contiguous cache, y in f32, no norms.
+struct Parts {
+  Parts(const MhaCase& by_hand, const fovea_exec& exec) : c(by_hand) {
+    const MhaSpec& s = c.spec;
+    const int64_t new_rows = c.NewKv(0);
+    const fovea_dtype dtype = c.QDtype();
+    const fovea_tensor& source = s.cross ? c.p.x_kv : c.p.x;
+    std::vector<float> q32(static_cast<size_t>(s.q_len * s.q_heads * s.head_dim)), k(static_cast<size_t>(new_rows * s.kv_heads * s.head_dim)),
+        v(static_cast<size_t>(new_rows * s.kv_heads * s.v_head_dim));
+    q.resize(q32.size()), o.resize(static_cast<size_t>(s.q_len * s.q_heads * s.v_head_dim));
+    const fovea_tensor q_heads = fovea_tensor_bshd(q.data(), dtype, s.q_heads, s.q_len, s.head_dim);
+    Linear(exec, c.p.x, *c.w[0], *c.b[0], s.q_len, s.rope ? q32.data() : q.data(), s.rope ? FOVEA_F32 : dtype);
+    Linear(exec, source, *c.w[1], *c.b[1], new_rows, k.data(), FOVEA_F32);
+    Linear(exec, source, *c.w[2], *c.b[2], new_rows, v.data(), FOVEA_F32);
+    fovea_kv_append_params append;
+    fovea_kv_append_params_init(&append, sizeof append);
+    append.batch = 1, append.num_kv_heads = s.kv_heads, append.q_len = new_rows, append.head_dim = s.head_dim, append.v_head_dim = s.v_head_dim;
+    append.k_new = fovea_tensor_bshd(k.data(), FOVEA_F32, s.kv_heads, new_rows, s.head_dim);
+    append.v_new = fovea_tensor_bshd(v.data(), FOVEA_F32, s.kv_heads, new_rows, s.v_head_dim);
+    append.k_cache = c.p.k_cache, append.v_cache = c.p.v_cache;
+    append.k_scale = c.p.k_scale, append.v_scale = c.p.v_scale, append.k_channel_scale = c.p.k_channel_scale;
+    append.kv_starts = c.p.kv_starts, append.capacity = s.room;
+    fovea_rope_params rope = c.rope, k_rope = s.kv_rope ? c.kv_rope : c.rope;
+    if (s.rope) {
+      rope.batch = 1, rope.num_heads = s.q_heads, rope.q_len = s.q_len, rope.head_dim = s.head_dim;
+      rope.x = fovea_tensor_bshd(q32.data(), FOVEA_F32, s.q_heads, s.q_len, s.head_dim), rope.out = q_heads;
+      rope.position_offset = c.QPosition(0, 0);
+      REQUIRE(fovea_rope(&rope, &exec) == FOVEA_OK);
+      k_rope.position_offset = s.kv_rope ? 0 : s.start;
+      append.rope = &k_rope;
+    }
+    REQUIRE_MESSAGE(fovea_kv_append(&append, &exec) == FOVEA_OK, std::string(fovea_last_error()));
+    attention = c.options;
+    attention.batch = 1, attention.num_q_heads = s.q_heads, attention.num_kv_heads = s.kv_heads;
+    attention.q_len = s.q_len, attention.kv_len = s.start + new_rows, attention.head_dim = s.head_dim, attention.v_head_dim = s.v_head_dim;
+    attention.q = q_heads, attention.k = c.p.k_cache, attention.v = c.p.v_cache;
+    attention.k_scale = c.p.k_scale, attention.v_scale = c.p.v_scale, attention.k_channel_scale = c.p.k_channel_scale;
+    attention.out = fovea_tensor_bshd(o.data(), FOVEA_F32, s.q_heads, s.q_len, s.v_head_dim);
+    if (!s.cross) attention.q_align = FOVEA_Q_ALIGN_BOTTOM_RIGHT;
+    REQUIRE_MESSAGE(fovea_attention_forward(&attention, &exec) == FOVEA_OK, std::string(fovea_last_error()));
+  }
+  static void Linear(const fovea_exec& exec, const fovea_tensor& x, const TestTensor& w, const TestTensor& bias, int64_t rows, void* y,
+                     fovea_dtype dtype) {
     fovea_linear_params l;
     fovea_linear_params_init(&l, sizeof l);
     l.tokens = rows, l.in_features = w.shape().cols, l.out_features = w.shape().rows;
-    y->resize(static_cast<size_t>(l.tokens * l.out_features));
-    l.x = x, l.w = w.view(), l.bias = bias.view(), l.y = fovea_tensor_bhsd(y->data(), FOVEA_F32, 1, l.tokens, l.out_features);
+    l.x = x, l.w = w.view(), l.bias = bias.view(), l.y = fovea_tensor_bhsd(y, dtype, 1, rows, l.out_features);
     REQUIRE(fovea_linear(&l, &exec) == FOVEA_OK);
-  };
-  std::vector<float> q, k, v, o(static_cast<size_t>(rows * s.q_heads * s.v_head_dim)), y;
-  linear(by_hand.p.x, *by_hand.w[0], *by_hand.b[0], &q);
-  linear(by_hand.p.x, *by_hand.w[1], *by_hand.b[1], &k);
-  linear(by_hand.p.x, *by_hand.w[2], *by_hand.b[2], &v);
-  fovea_rope_params rope = by_hand.rope;
-  rope.batch = 1, rope.num_heads = s.q_heads, rope.q_len = rows, rope.head_dim = s.head_dim;
-  rope.x = rope.out = fovea_tensor_bshd(q.data(), FOVEA_F32, s.q_heads, rows, s.head_dim);
-  rope.position_offset = s.start;
-  REQUIRE(fovea_rope(&rope, &exec) == FOVEA_OK);
-  fovea_kv_append_params append;
-  fovea_kv_append_params_init(&append, sizeof append);
-  append.batch = 1, append.num_kv_heads = s.kv_heads, append.q_len = rows, append.head_dim = s.head_dim, append.v_head_dim = s.v_head_dim;
-  append.k_new = fovea_tensor_bshd(k.data(), FOVEA_F32, s.kv_heads, rows, s.head_dim);
-  append.v_new = fovea_tensor_bshd(v.data(), FOVEA_F32, s.kv_heads, rows, s.v_head_dim);
-  append.k_cache = by_hand.p.k_cache, append.v_cache = by_hand.p.v_cache;
-  append.kv_starts = by_hand.p.kv_starts, append.capacity = s.room;
-  fovea_rope_params k_rope = by_hand.rope;
-  k_rope.position_offset = s.start;
-  append.rope = &k_rope;
-  REQUIRE(fovea_kv_append(&append, &exec) == FOVEA_OK);
+  }
+  // y of what out holds.
+  std::vector<float> Project(const fovea_exec& exec) const {
+    std::vector<float> y(static_cast<size_t>(c.spec.q_len * c.spec.d_out));
+    Linear(exec, fovea_tensor_bhsd(o.data(), FOVEA_F32, 1, c.spec.q_len, c.spec.q_heads * c.spec.v_head_dim), *c.wo, *c.bo, c.spec.q_len,
+           y.data(), FOVEA_F32);
+    return y;
+  }
+
+  const MhaCase& c;
+  std::vector<float> q, o;  // q in QDtype
+  fovea_attention_params attention;
+};
+
+MhaSpec OfParts(int64_t q_len) {
+  MhaSpec s = Spec(1, q_len, 23);
+  s.kv = Kv::kContiguous, s.room = 90, s.start = 60;
+  s.norm = false;
+  return s;
+}
+
+TEST_CASE("mha is its parts: projections, RoPE, append and attention by hand give the same bits; keys in three shards, merged, within 1e-5") {
+  const MhaSpec s = OfParts(19);
+  MhaCase c(s), by_hand(s);
+  const fovea_exec exec = Threads(1);
+  REQUIRE(c.Run(&exec) == FOVEA_OK);
+  const Parts parts(by_hand, exec);
   CHECK(BitDifference(c.Cache(), by_hand.Cache()) == "");
-  fovea_attention_params a = by_hand.options;
-  a.batch = 1, a.num_q_heads = s.q_heads, a.num_kv_heads = s.kv_heads, a.q_len = rows, a.kv_len = kv_len;
-  a.head_dim = s.head_dim, a.v_head_dim = s.v_head_dim;
-  a.q = rope.x, a.k = by_hand.p.k_cache, a.v = by_hand.p.v_cache;
-  a.out = fovea_tensor_bshd(o.data(), FOVEA_F32, s.q_heads, rows, s.v_head_dim);
-  a.q_align = FOVEA_Q_ALIGN_BOTTOM_RIGHT;
-  REQUIRE(fovea_attention_forward(&a, &exec) == FOVEA_OK);
-  const fovea_tensor o_rows = fovea_tensor_bhsd(o.data(), FOVEA_F32, 1, rows, s.q_heads * s.v_head_dim);
-  linear(o_rows, *by_hand.wo, *by_hand.bo, &y);
-  CHECK(BitDifference(c.Y(), y) == "");
+  CHECK(BitDifference(c.Y(), parts.Project(exec)) == "");
 
   // Keys [0, 30), [30, 64), [64, 79): a key's position is its place less the shard's first.
-  std::vector<std::vector<float>> outs(3, std::vector<float>(o.size())), lses(3, std::vector<float>(static_cast<size_t>(s.q_heads * rows)));
+  const int64_t cuts[] = {0, 30, 64, 79};
+  std::vector<std::vector<float>> outs(3, std::vector<float>(parts.o.size())), lses(3, std::vector<float>(static_cast<size_t>(s.q_heads * s.q_len)));
   std::vector<fovea_tensor> out_views, lse_views;
-  const int64_t cuts[] = {0, 30, 64, kv_len};
   for (size_t n = 0; n < 3; ++n) {
-    fovea_attention_params shard = a;
+    fovea_attention_params shard = parts.attention;
     shard.kv_len = cuts[n + 1] - cuts[n];
     shard.q_align = FOVEA_Q_ALIGN_TOP_LEFT;
     shard.q_offset = s.start - cuts[n];
     shard.k.data = static_cast<float*>(shard.k.data) + cuts[n] * shard.k.stride_row;
     shard.v.data = static_cast<float*>(shard.v.data) + cuts[n] * shard.v.stride_row;
     shard.out.data = outs[n].data();
-    shard.lse = fovea_tensor_bhs(lses[n].data(), FOVEA_F32, s.q_heads, rows);
+    shard.lse = fovea_tensor_bhs(lses[n].data(), FOVEA_F32, s.q_heads, s.q_len);
     REQUIRE(fovea_attention_forward(&shard, &exec) == FOVEA_OK);
     out_views.push_back(shard.out), lse_views.push_back(shard.lse);
   }
-  REQUIRE(fovea_attention_merge(3, out_views.data(), lse_views.data(), 1, s.q_heads, rows, s.v_head_dim, &a.out, nullptr, &exec) == FOVEA_OK);
-  linear(o_rows, *by_hand.wo, *by_hand.bo, &y);
-  CHECK(LargestDifference(c.Y(), y) < 1e-5);
+  REQUIRE(fovea_attention_merge(3, out_views.data(), lse_views.data(), 1, s.q_heads, s.q_len, s.v_head_dim, &parts.attention.out, nullptr, &exec) == FOVEA_OK);
+  CHECK(LargestDifference(c.Y(), parts.Project(exec)) < 1e-5);
+}
+
+TEST_CASE("mha is its parts: int8 and 16-bit caches, and cross attention with RoPE, to the bit") {
+  struct Variant {
+    const char* name;
+    void (*change)(MhaSpec* s);
+  };
+  const Variant variants[] = {
+      {"int8", [](MhaSpec* s) { s->cache = FOVEA_I8; }},
+      {"int8, scales of K's columns, no rope", [](MhaSpec* s) { s->cache = FOVEA_I8, s->channel_scale = true, s->rope = false; }},
+      {"int8 V, bf16 K", [](MhaSpec* s) { s->cache = FOVEA_BF16, s->v_cache = FOVEA_I8; }},
+      {"bf16", [](MhaSpec* s) { s->x = s->cache = FOVEA_BF16; }},
+      {"bf16, no rope", [](MhaSpec* s) { s->x = s->cache = s->w = FOVEA_BF16, s->rope = false; }},
+      {"f16, no rope", [](MhaSpec* s) { s->x = s->cache = FOVEA_F16, s->rope = false; }},
+      {"bf16 x, f16 caches", [](MhaSpec* s) { s->x = FOVEA_BF16, s->cache = FOVEA_F16; }},
+      {"cross", [](MhaSpec* s) { s->cross = true; }},
+      {"cross, positions of their own", [](MhaSpec* s) { s->cross = s->offset = s->kv_rope = true; }},
+      {"cross, bf16, no causality", [](MhaSpec* s) { s->cross = true, s->causal = false, s->x = s->cache = FOVEA_BF16; }},
+      {"cross, int8, all keys in the cache", [](MhaSpec* s) { s->cross = true, s->kv_len = 0, s->cache = FOVEA_I8; }},
+  };
+  for (const Variant& variant : variants) {
+    for (const int64_t q_len : {2, 19}) {
+      for (const uint32_t flags : {uint32_t{0}, uint32_t{FOVEA_BATCH_INVARIANT}}) {
+        INFO(std::string(variant.name), ", q_len ", q_len, ", flags ", flags);
+        MhaSpec s = OfParts(q_len);
+        s.kv_len = 23;
+        variant.change(&s);
+        if (!s.cross) s.kv_len = 0;
+        MhaCase c(s), by_hand(s);
+        const fovea_exec exec = Threads(1, flags);
+        REQUIRE_MESSAGE(c.Run(&exec) == FOVEA_OK, std::string(fovea_last_error()));
+        const Parts parts(by_hand, exec);
+        CHECK(BitDifference(c.Cache(), by_hand.Cache()) == "");
+        CHECK(BitDifference(c.Y(), parts.Project(exec)) == "");
+        CHECK(c.Compare() == "");
+        if (s.rope || s.cross) continue;
+
+        // One weight for all: q goes where it went.
+        const int64_t cols = s.d_model;
+        std::vector<float> weights, biases;
+        for (size_t n = 0; n < 3; ++n) {
+          for (int64_t o = 0; o < c.w[n]->shape().rows; ++o) {
+            for (int64_t i = 0; i < cols; ++i) weights.push_back(c.w[n]->Get(0, 0, o, i));
+            biases.push_back(c.b[n]->Get(0, 0, 0, o));
+          }
+        }
+        const int64_t rows = static_cast<int64_t>(biases.size());
+        MhaCase packed(s);
+        fovea_mha_params p = packed.p;
+        p.wq = p.wk = p.wv = p.bq = p.bk = p.bv = {};
+        p.w_qkv = fovea_tensor_bhsd(weights.data(), FOVEA_F32, 1, rows, cols);
+        p.b_qkv = fovea_tensor_bhsd(biases.data(), FOVEA_F32, 1, 1, rows);
+        REQUIRE(fovea_mha_forward(&p, &exec) == FOVEA_OK);
+        CHECK(BitDifference(c.Y(), packed.Y()) == "");
+      }
+    }
+  }
+}
+
+TEST_CASE("mha: with x and both caches in bf16 a prefill has the target's bf16 kernel, where it has one") {
+  for (const bool rope : {false, true}) {
+    for (const bool narrow : {false, true}) {
+      MhaSpec s = OfParts(40);
+      s.room = 100, s.rope = rope, s.cache = FOVEA_BF16, s.x = narrow ? FOVEA_BF16 : FOVEA_F32;
+      MhaCase c(s);
+      fovea_mha_info info;
+      REQUIRE(fovea_mha_info_init(&info, sizeof info) == FOVEA_OK);
+      REQUIRE(fovea_mha_describe(&c.p, nullptr, &info) == FOVEA_OK);
+      const std::string wanted = narrow && target_name == "AVX3_BF16" ? "prefill_bf16" : "prefill_f32";
+      CHECK(std::string(info.kernels).substr(0, wanted.size()) == wanted);
+    }
+  }
 }
 
 TEST_CASE("mha: NaN in a token reaches its own row, later ones of its sequence, and its place in the cache; nothing else") {
@@ -843,6 +1036,13 @@ TEST_CASE("mha describe: target, FLOP and bytes of a layer by hand") {
   CHECK(info.workspace_bytes > 0);
   CHECK(c.y->Changed() == "");
   CHECK(fovea_mha_describe(&c.p, &exec, nullptr) == FOVEA_ERR_INVALID_ARGUMENT);
+  // A call that is refused, late, leaves info as it was.
+  c.p.num_q_heads = 2, c.p.wq = c.p.wo, c.options.window_left = -5;
+  fovea_mha_info refused = info;
+  refused.qkv_flop = refused.weight_bytes = 7;
+  info = refused;
+  CHECK(fovea_mha_describe(&c.p, &exec, &info) == FOVEA_ERR_INVALID_ARGUMENT);
+  CHECK(std::memcmp(&info, &refused, sizeof info) == 0);
 }
 
 TEST_CASE("mha: bad arguments are refused by name, nothing written") {
@@ -871,6 +1071,9 @@ TEST_CASE("mha: bad arguments are refused by name, nothing written") {
       {"kv_len = 5: must be 0", kInvalid, [](C* c) { c->p.kv_len = 5; }},
       {"d_kv = 7: must be 0", kInvalid, [](C* c) { c->p.d_kv = 7; }},
       {"kv_lens is given", kInvalid, [](C* c) { c->p.kv_lens = c->p.kv_starts; }},
+      {"k_scale is given: must be absent where its cache is not I8", kInvalid, [](C* c) { c->p.k_scale = c->p.x; }},
+      {"k_channel_scale is given", kInvalid, [](C* c) { c->p.k_channel_scale = c->p.x; }},
+      {"kv_rope is given: must be NULL without x_kv", kInvalid, [](C* c) { c->p.kv_rope = &c->rope; }},
       {"x.dtype = NONE", kInvalid, [](C* c) { c->p.x.dtype = FOVEA_DTYPE_NONE; }},
       {"x.data = NULL", kInvalid, [](C* c) { c->p.x.data = nullptr; }},
       {"wq.dtype = I8", kUnsupported, [](C* c) { c->p.wq.dtype = FOVEA_I8; }},
@@ -923,8 +1126,30 @@ TEST_CASE("mha: bad arguments are refused by name, nothing written") {
       {"block_table[1][0] = -1", kInvalid, [](C* c) { c->table_array.data()[c->p.block_table_stride] = -1; }},
       {"block_table[0][1]", kInvalid, [](C* c) { c->table_array.data()[1] = static_cast<int32_t>(c->p.num_pages); }},
   };
+  const Refused quantized[] = {
+      {"k_scale.dtype = NONE", kInvalid, [](C* c) { c->p.k_scale = {}; }},
+      {"v_scale.dtype = F16", kUnsupported, [](C* c) { c->p.v_scale.dtype = FOVEA_F16; }},
+      {"v_scale is given: must be absent where its cache is not I8", kInvalid, [](C* c) { c->p.v_cache = c->p.y, c->p.v_cache.dtype = FOVEA_F32; }},
+      {"k_channel_scale[1][0][0][3] = 0", kInvalid, [](C* c) { c->k_channel_scale->F32(1, 0, 0, 3) = 0; }},
+      {"k_scale overlaps v_scale", kInvalid, [](C* c) { c->p.v_scale = c->p.k_scale; }},
+      {"y overlaps k_scale", kInvalid, [](C* c) { c->p.k_scale.data = c->p.y.data; }},
+      {"k_scale overlaps x", kInvalid, [](C* c) { c->p.k_scale.data = c->p.x.data; }},
+      {"k_scale.stride_row = 0", kInvalid, [](C* c) { c->p.k_scale.stride_row = 0; }},
+      {"v_head_dim = 4097: must be at most 4096 where v_cache.dtype = I8", kUnsupported, [](C* c) { c->p.v_head_dim = 4097; }},
+      {"attention: its k_scale", kInvalid, [](C* c) { c->options.k_scale = c->p.k_scale; }},
+  };
+  static const int32_t far_offsets[] = {0, 40};
   const Refused crossed[] = {
-      {"rope is given", kUnsupported, [](C* c) { c->p.rope = &c->rope, fovea_rope_params_init(&c->rope, sizeof c->rope); }},
+      {"rope.cos.dtype = NONE", kInvalid, [](C* c) { c->rope.cos = {}; }},
+      {"rope: the position of row 0 of x of sequence 0 = -3", kInvalid, [](C* c) { c->options.q_align = FOVEA_Q_ALIGN_BOTTOM_RIGHT; }},
+      {"rope: the position of row 0 of x of sequence 1 = 40", kInvalid, [](C* c) { c->options.q_offsets = far_offsets, c->options.q_offset = 0; }},
+      {"rope: the position of row 0 of x_kv of sequence 0 = 0: its positions, 5 rows", kInvalid, [](C* c) { c->rope.num_positions = 4, c->p.q_len = 2; }},
+      {"kv_rope.struct_size", kInvalid, [](C* c) { c->p.kv_rope = &c->kv_rope, c->kv_rope = {}; }},
+      {"kv_rope: its batch", kInvalid, [](C* c) { c->p.kv_rope = &c->kv_rope, c->kv_rope = c->rope, c->kv_rope.q_len = 5; }},
+      {"kv_rope.rotary_dim = 3", kInvalid, [](C* c) { c->p.kv_rope = &c->kv_rope, c->kv_rope = c->rope, c->kv_rope.rotary_dim = 3; }},
+      {"kv_rope.position_offset of sequence 0 = 40", kInvalid, [](C* c) { c->p.kv_rope = &c->kv_rope, c->kv_rope = c->rope, c->kv_rope.position_offset = 40; }},
+      {"y overlaps kv_rope.sin", kInvalid, [](C* c) { c->p.kv_rope = &c->kv_rope, c->kv_rope = c->rope, c->kv_rope.sin.data = c->p.y.data; }},
+      {"kv_rope is given: must be NULL without rope", kInvalid, [](C* c) { c->p.kv_rope = &c->rope, c->p.rope = nullptr; }},
       {"kv_len = -2", kInvalid, [](C* c) { c->p.kv_len = -2; }},
       {"total_kv = 3: must be 0", kInvalid, [](C* c) { c->p.total_kv = 3; }},
       {"x_kv.data = NULL", kInvalid, [](C* c) { c->p.x_kv.data = nullptr; }},
@@ -951,8 +1176,11 @@ TEST_CASE("mha: bad arguments are refused by name, nothing written") {
   for (const Refused& refused : contiguous) check(Decoder(9, Kv::kContiguous, 41), refused);
   for (const Refused& refused : paged) check(Decoder(9, Kv::kPaged, 41), refused);
   MhaSpec s = Spec(2, 9, 42);
-  s.cross = true, s.kv_len = 5, s.rope = false;
+  s.cross = true, s.kv_len = 5, s.causal = false;
   for (const Refused& refused : crossed) check(s, refused);
+  s = Decoder(9, Kv::kContiguous, 41);
+  s.cache = FOVEA_I8, s.channel_scale = true;
+  for (const Refused& refused : quantized) check(s, refused);
 
   MhaCase c(Decoder(9, Kv::kContiguous, 41));
   CHECK(fovea_mha_forward(nullptr, nullptr) == kInvalid);

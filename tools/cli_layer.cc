@@ -1,6 +1,7 @@
 // fovea layer: a multi-head attention layer over .npy files, timed, and compared with an expected array.
 #include <fmt/format.h>
 
+#include <algorithm>
 #include <cmath>
 #include <string>
 #include <vector>
@@ -132,14 +133,14 @@ int RunLayer(const LayerOptions& o) {
     fovea_rope_tables_params tables;
     ThrowOnError(fovea_rope_tables_params_init(&tables, sizeof tables));
     ThrowOnError(fovea_rope_params_init(&rope, sizeof rope));
-    const int64_t columns = params.head_dim / 2;
-    cos.resize(Elements("RoPE's table", {params.q_len, columns}));
+    const int64_t columns = params.head_dim / 2, positions = std::max(params.q_len, params.kv_len);
+    cos.resize(Elements("RoPE's table", {positions, columns}));
     sin.resize(cos.size());
     tables.base = *o.rope;
     tables.rotary_dim = params.head_dim;
-    tables.num_positions = rope.num_positions = params.q_len;
-    tables.cos = rope.cos = fovea_tensor_bhsd(cos.data(), FOVEA_F32, 1, params.q_len, columns);
-    tables.sin = rope.sin = fovea_tensor_bhsd(sin.data(), FOVEA_F32, 1, params.q_len, columns);
+    tables.num_positions = rope.num_positions = positions;
+    tables.cos = rope.cos = fovea_tensor_bhsd(cos.data(), FOVEA_F32, 1, positions, columns);
+    tables.sin = rope.sin = fovea_tensor_bhsd(sin.data(), FOVEA_F32, 1, positions, columns);
     rope.interleaved = o.interleaved;
     ThrowOnError(fovea_rope_tables(&tables, &exec));
     params.rope = &rope;

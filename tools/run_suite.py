@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs what tools/test.sh has built, and counts.
 
-    tools/run_suite.py BUILD_DIR [--no-checks] [--fuzz PROGRAM] [--emulate AARCH64_BUILD_DIR [--emulate-avx512]]
+    tools/run_suite.py BUILD_DIR [--no-checks] [--fuzz PROGRAM...] [--emulate AARCH64_BUILD_DIR [--emulate-avx512]]
 
 build/tests/fovea_tests runs once per instruction set that this CPU has (FOVEA_TARGET), its suite "once" a single time;
 with --emulate also on those it lacks, and on Arm's (tools/emulators.py). The list says which ran natively, which
@@ -113,7 +113,7 @@ def main():
     parser.add_argument("--emulate", type=lambda path: pathlib.Path(path).resolve(), metavar="AARCH64_BUILD",
                         help="the targets that this CPU lacks, and this aarch64 build's, under emulators")
     parser.add_argument("--emulate-avx512", action="store_true", help="AVX-512 under its emulator, had it or not")
-    parser.add_argument("--fuzz", type=pathlib.Path, help="a libFuzzer program to run for a bounded count")
+    parser.add_argument("--fuzz", type=pathlib.Path, nargs="+", default=[], help="libFuzzer programs to run for a bounded count")
     options = parser.parse_args()
     build, table = options.build, Table()
     tests, cli = build / "tests/fovea_tests", build / "tools/fovea"
@@ -146,9 +146,9 @@ def main():
     table.add("mpi", "", *checks([sys.executable, root / "tests/mpi_test.py", build]))
     if (build / "bench/bench_prefill").exists():
         table.add("bench", "", *checks([sys.executable, root / "tests/bench_test.py", build]))
-    if options.fuzz:
-        status, _ = run([options.fuzz, f"-runs={FUZZ_RUNS}", "-seed=1", "-max_len=4096", "-verbosity=0"])
-        table.add("fuzz", "", int(status == 0), int(status != 0), 0)
+    for program in options.fuzz:
+        status, _ = run([program, f"-runs={FUZZ_RUNS}", "-seed=1", "-max_len=4096", "-verbosity=0"])
+        table.add(program.name, "", int(status == 0), int(status != 0), 0)
     if not options.no_checks:
         table.add("header", "", *header_test(build))
         table.add("abi", "", *checks([root / "tools/check_abi", build]))

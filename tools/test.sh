@@ -93,11 +93,11 @@ case $mode in
     configure build-fuzz -Dtests=true -Dbench=false -Dtools=false -Dfuzz=true -Dbuildtype=debugoptimized \
       -Db_sanitize=address,undefined -Db_lundef=false \
       "-Dcpp_args=-fsanitize=fuzzer-no-link -DHWY_DISABLED_TARGETS=(HWY_SSSE3|HWY_SSE4|HWY_AVX3_DL)"
-    ninja -C build-fuzz "${jobs[@]}" tests/fuzz/fuzz_attention
+    ninja -C build-fuzz "${jobs[@]}" tests/fuzz/fuzz_params tests/fuzz/fuzz_layer
     use_$compiler
     [ -z "$emulate" ] || suite+=(--emulate build-aarch64)
     [ -z "$avx512" ] || suite+=(--emulate-avx512)
-    "${suite[@]}" --fuzz build-fuzz/tests/fuzz/fuzz_attention
+    "${suite[@]}" --fuzz build-fuzz/tests/fuzz/fuzz_params build-fuzz/tests/fuzz/fuzz_layer
     ;;
   address)
     export UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 FOVEA_TEST_SCALE=0.25

@@ -31,7 +31,8 @@
  * fovea_linear and fovea_mha_forward those of a token depend on whether the call has more than 8, unless FOVEA_BATCH_INVARIANT.
  * After fork, or loaded in a forked child, calls run on the calling thread: OpenMP's threads did not survive.
  *
- * Every struct begins with struct_size and has an init function that sets it and the defaults: call it first. Structs grow
+ * Every struct begins with struct_size and has an init function that sets it and the defaults: call it first. (Where the caller
+ * names all fields whose default is not 0, the initializer {.struct_size = sizeof p, ...} is as good.) Structs grow
  * only at their end; a field added later means "as before" when it is 0. Fields marked RESERVED are part of the layout but
  * not of this version: anything but their default is FOVEA_ERR_UNSUPPORTED, by name. */
 #ifndef FOVEA_FOVEA_H_
@@ -545,11 +546,13 @@ FOVEA_API fovea_status fovea_kv_append(const fovea_kv_append_params* params, con
  *   y = concat(heads of o) Wo^T + bo
  *
  * RMS norm: x[d] / sqrt(mean_d x[d]^2 + norm_eps) * norm[d]. q, k, v, o are f32 in the workspace; y and the cache are rounded
- * once. Sources: Vaswani et al. 2017, "Attention is all you need", sec. 3.2.2; GQA, Ainslie et al. 2023; norms of q and k,
+ * once. Where x and both caches are BF16, or all F16, q is rounded to that type too, once, after its norm and rotation, so that
+ * attention has a kernel of that type to take. Sources: Vaswani et al. 2017, "Attention is all you need", sec. 3.2.2; GQA, Ainslie et al. 2023; norms of q and k,
  * Henry et al. 2020, and Qwen3.
  *
  * Positions. Self-attention (no x_kv): row i of sequence b stands at kv_starts[b] + i (0 + i without a cache), for causality,
- * windows, ALiBi and, unless rope says otherwise, RoPE. With x_kv: as attention's q_align and q_offset(s) say; no rope.
+ * windows, ALiBi and, unless rope says otherwise, RoPE. With x_kv: as attention's q_align and q_offset(s) say, for the same; and row i
+ * of x_kv is rotated by kv_starts[b] + i, unless kv_rope says otherwise. (q_positions and kv_positions are not RoPE's.)
  *
  * Keys. Without a cache: the rows of x or x_kv, of which kv_lens may leave the first so many. With one: all rows of a
  * sequence, those it held (kv_starts) and the new ones. */
@@ -565,8 +568,8 @@ typedef struct fovea_mha_params {
   int64_t head_dim;
   int64_t v_head_dim;  /* 0 means head_dim */
 
-  /* Every tensor and cache is F32, BF16 or F16, each its own. stride_head of x, x_kv and y, and stride_batch of weights, are not
-   * read. An output (y, the caches, and attention's lse and scores) overlaps nothing. */
+  /* Every tensor is F32, BF16 or F16, each its own, a cache also I8. stride_head of x, x_kv and y, and stride_batch of weights, are not
+   * read. An output (y, the caches and their scales, and attention's lse and scores) overlaps nothing. */
   fovea_tensor x; /* [batch][q_len][d_model] */
   fovea_tensor y; /* output, [batch][q_len][d_out]; rows past a sequence's q_len are not written */
 
@@ -603,8 +606,8 @@ typedef struct fovea_mha_params {
   float norm_eps;      /* 1e-6 by init; not negative, finite */
   int32_t reserved;    /* 0 */
 
-  /* Optional: rotates q and k. rotary_dim, tables, interleaved and positions are read; of positions none means kv_starts (0
-   * without a cache). Its other fields must be 0, as in fovea_kv_append_params. */
+  /* Optional: rotates q and k. rotary_dim, tables, interleaved and positions are read; the latter are those of x's rows, and none means
+   * as above. Its other fields must be 0, as in fovea_kv_append_params. */
   const fovea_rope_params* rope;
 
   /* Optional, both: the cache, as in fovea_kv_append_params; paged with block_table. kv_starts may be NULL for an empty one. */
@@ -622,6 +625,15 @@ typedef struct fovea_mha_params {
    * struct says (batch, heads, lengths, dims, q, k, v, out, pages; without x_kv q_align and q_offset(s) too) must be 0. kv_len is
    * capacity (block_table_stride * page_size) here where there is a cache: columns of mask, unless mask_kv_len, and scores. */
   const fovea_attention_params* attention;
+
+  /* Of I8 caches, as in fovea_kv_append_params, which writes them, and fovea_attention_params, which reads them. */
+  fovea_tensor k_scale; /* output and input, F32, [batch][num_kv_heads][capacity] or pages */
+  fovea_tensor v_scale;
+  fovea_tensor k_channel_scale; /* optional input */
+
+  /* Optional, with x_kv and rope: how the keys of x_kv are rotated instead, as rope; its positions are those of x_kv's rows. NULL: by
+   * rope's tables, at kv_starts[b] + i. Keys that the cache holds already are not rotated again. */
+  const fovea_rope_params* kv_rope;
 } fovea_mha_params;
 
 FOVEA_API fovea_status fovea_mha_params_init(fovea_mha_params* params, size_t size); /* zeroes, sets struct_size and norm_eps */

@@ -1,6 +1,6 @@
 // A fuzz target over fovea_attention_params: bytes become params, mostly valid, over small real buffers. Whatever they
 // are, calls must return a status, write inside the outputs only, and be right where they say so. libFuzzer: meson
-// setup -Dfuzz=true with clang, build/tests/params_fuzz. Without it fuzz_test.cc feeds seeded random bytes.
+// setup -Dfuzz=true with clang, build/tests/fuzz/fuzz_params. Without it fuzz_test.cc feeds seeded random bytes.
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -12,48 +12,20 @@
 #include "fovea/fovea.h"
 #include "lib/dtype.h"
 #include "lib/reference.h"
+#include "tests/fuzz/bytes.h"
 
 // NULL, or what was wrong.
 const char* FuzzParams(const uint8_t* data, size_t size);
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
 
 namespace {
+
+using fovea_test::Bytes;
+using fovea_test::FillFloats;
+using fovea_test::Wide;
 
 constexpr int64_t kMaxBatch = 4, kMaxHeads = 8, kMaxLength = 40, kMaxDim = 20;
 constexpr int64_t kArena =
     1 << 18;  // elements; the tensors' data lies in the middle, so that small negative strides stay inside
-
-class Bytes {
- public:
-  Bytes(const uint8_t* data, size_t size) : data_(data), size_(size) {}
-  uint8_t Byte() { return at_ < size_ ? data_[at_++] : 0; }
-  int64_t Int(int64_t low, int64_t high) { return low + (Byte() | Byte() << 8) % (high - low + 1); }
-  bool Chance(int of_256) { return Byte() < of_256; }
-  // A number that a field was not made for.
-  int64_t Odd() {
-    static constexpr int64_t kValues[] = {0,
-                                          1,
-                                          -1,
-                                          2,
-                                          -2,
-                                          7,
-                                          1 << 20,
-                                          INT32_MAX,
-                                          INT32_MIN,
-                                          INT64_MAX,
-                                          INT64_MIN,
-                                          int64_t{1} << 30,
-                                          (int64_t{1} << 30) - 1,
-                                          int64_t{1} << 32,
-                                          int64_t{1} << 62,
-                                          -(int64_t{1} << 40)};
-    return kValues[Byte() % (sizeof kValues / sizeof kValues[0])];
-  }
-
- private:
-  const uint8_t* data_;
-  size_t size_, at_ = 0;
-};
 
 struct Arenas {
   Arenas() : out(kArena), lse(kArena), scores(kArena), scales(kArena), mask(kArena) {
@@ -62,10 +34,7 @@ struct Arenas {
       for (fovea_dtype dtype : {FOVEA_F32, FOVEA_BF16, FOVEA_F16}) {
         std::vector<float>& arena = arenas[dtype];
         arena.resize(kArena);  // room for twice as many elements of 16 bits
-        for (int64_t i = 0; i < kArena * 4 / fovea::DtypeBytes(dtype); ++i) {
-          state = state * 1664525u + 1013904223u;
-          fovea::StoreElement(dtype, static_cast<float>(state >> 8) * 0x1p-22f - 2.0f, arena.data(), i);
-        }
+        FillFloats(dtype, kArena * 4 / fovea::DtypeBytes(dtype), &state, arena.data());
       }
     }
     for (std::vector<float>* arenas : {k, v}) {
@@ -81,21 +50,9 @@ struct Arenas {
   std::vector<uint8_t> mask;
 };
 
-// Whether every element that the extents and strides name lies in the arena; in 128 bits, so that nothing wraps.
+// Within the arena.
 bool Inside(const fovea_tensor& t, int64_t batch, int64_t heads, int64_t rows, int64_t cols, int64_t stride_col) {
-  if (!t.data) return true;
-  __extension__ typedef __int128 Wide;
-  Wide low = 0, high = 0;
-  const auto span = [&](int64_t extent, int64_t stride) {
-    if (extent < 2) return;
-    const Wide reach = static_cast<Wide>(extent - 1) * stride;
-    (reach < 0 ? low : high) += reach;
-  };
-  span(batch, t.stride_batch);
-  span(heads, t.stride_head);
-  span(rows, t.stride_row);
-  span(cols, stride_col);
-  return low >= -kArena / 2 && high < kArena / 2;
+  return fovea_test::Inside(t, batch, heads, rows, cols, stride_col, kArena / 2);
 }
 
 template <typename T>
@@ -292,7 +249,6 @@ const char* FuzzParams(const uint8_t* data, size_t size) {
                       p.alibi_stride_batch <= kMaxHeads;
   if (!arrays) p.q_lens = p.kv_lens = p.cu_seqlens_q = p.cu_seqlens_kv = p.q_offsets = p.mask_offsets = nullptr;
   if (!arrays) p.alibi_slopes = p.sinks = nullptr;
-  __extension__ typedef __int128 Wide;
   const bool table_fits =
       p.page_size <= 0 || p.block_table_stride < 0 ||
       static_cast<Wide>(p.batch - 1) * p.block_table_stride + p.kv_len / p.page_size + 1 <= kMaxBatch * kMaxLength;
@@ -341,12 +297,4 @@ const char* FuzzParams(const uint8_t* data, size_t size) {
          : check.lse.ratio > 1    ? "wrong lse"
          : check.scores.ratio > 1 ? "wrong scores"
                                   : nullptr;
-}
-
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
-  if (const char* what = FuzzParams(data, size)) {
-    std::fprintf(stderr, "params_fuzz: %s\n", what);
-    std::abort();
-  }
-  return 0;
 }
