@@ -1,7 +1,7 @@
 // Prefill against the FMA peak of the same target, alternating in one run:
 //   taskset -c 0 build/bench/bench_prefill --benchmark_filter='s2048/h8/t1|s2048/h8/causal/t1'
 // fma_fraction is useful FLOP (permitted pairs only) per second over the FMA rate measured beside it, on as many
-// threads; over the rate of vdpbf16ps for bf16 rows of AVX3_BF16.
+// threads; over the rate of the dot product of bf16 for bf16 rows of AVX3_BF16 and NEON_BFDOT.
 #include "bench/bench_main.h"
 
 namespace {

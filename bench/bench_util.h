@@ -45,7 +45,7 @@ Floats RandomFloats(int64_t count, uint64_t seed, fovea_dtype dtype = FOVEA_F32)
 // One measurement: the call, and what the machine gave right after it.
 struct Round {
   double seconds = 0;
-  double fma_rate = 0;   // FLOP/s: of FMAs, or of vdpbf16ps where the call's products are made of it
+  double fma_rate = 0;   // FLOP/s: of FMAs, or of dot products of bf16 where the call's products are made of it
   double read_rate = 0;  // bytes/s over as much as the call reads of K and V
 };
 

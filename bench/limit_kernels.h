@@ -17,8 +17,8 @@ struct LimitKernels {
   void (*read)(const float* p, int64_t count, int64_t passes, float* sink);
 };
 
-// Of AVX3_BF16, in roofline_bf16.cc: as fma_chains; FLOP of one turn. 0 FLOP where this build has no such target.
-constexpr double kBf16DotChainsFlop = 24 * 4 * 16;
+// Of AVX3_BF16 or NEON_BFDOT, in roofline_bf16.cc: as fma_chains; FLOP of one turn and lane. 0 FLOP where this build has neither.
+constexpr double kBf16DotChainsFlop = 24 * 4;
 double Bf16DotChains(int64_t turns, const float* start, float* sink);
 
 }  // namespace fovea_bench

@@ -227,12 +227,13 @@ double FmaRate(const std::string& target, double flop, int threads) {
 }
 
 double Bf16DotRate(const std::string& target, double flop, int threads) {
-  if (target != "AVX3_BF16") return 0.0;
+  if (target != "AVX3_BF16" && target != "NEON_BFDOT") return 0.0;
   const Seeds seeds;
+  const int64_t turns = static_cast<int64_t>(flop / (kBf16DotChainsFlop * Kernels(target).lanes)) + 1;
   double done = 0;
   const double seconds = TimeOnThreads(threads, [&](int thread) {
     float sink;
-    const double mine = Bf16DotChains(static_cast<int64_t>(flop / kBf16DotChainsFlop) + 1, seeds.start, &sink);
+    const double mine = Bf16DotChains(turns, seeds.start, &sink);
     kept = sink;
     if (thread == 0) done = mine;
   });

@@ -24,7 +24,7 @@ void ParallelFor(int threads, int n, const std::function<void(int, int)>& task);
 // f32 FLOP/s of independent FMA chains in registers: what a matrix product tends to. Each thread does about `flop`.
 double FmaRate(const std::string& target, double flop, int threads);
 
-// FLOP/s of independent chains of vdpbf16ps, which the target's bf16 prefill consists of; 0 where it has none.
+// FLOP/s of independent chains of dot products of bf16, which the target's bf16 prefill consists of; 0 where it has none.
 double Bf16DotRate(const std::string& target, double flop, int threads);
 
 // The same instructions seen from the clock, one thread; FMA means multiply and add on targets without FMA.

@@ -1,8 +1,8 @@
-// The chains of roofline.cc by vdpbf16ps, for AVX3_BF16.
-#include "lib/kernels/avx3_bf16.h"
+// The chains of roofline.cc by the dot product of bf16, for the target that has one.
+#include "lib/kernels/bf16_target.h"
 //
 #include "bench/limit_kernels.h"
-#if FOVEA_HAVE_AVX3_BF16
+#if FOVEA_HAVE_BF16_TARGET
 #include "lib/kernels/bf16_dot-inl.h"
 
 HWY_BEFORE_NAMESPACE();
@@ -13,7 +13,7 @@ namespace kernels = fovea::HWY_NAMESPACE;
 
 template <class V>
 HWY_INLINE void Dot12(V x, V y, V& a0, V& a1, V& a2, V& a3, V& a4, V& a5, V& a6, V& a7, V& a8, V& a9, V& a10, V& a11) {
-  const auto dot = [&](V& a) HWY_ATTR { a = kernels::MulAddElement(static_cast<const kernels::Bf16Pair*>(nullptr), x, y, a); };
+  const auto dot = [&](V& a) HWY_ATTR { a = kernels::DotPairs(x, y, a); };
   dot(a0), dot(a1), dot(a2), dot(a3), dot(a4), dot(a5), dot(a6), dot(a7), dot(a8), dot(a9), dot(a10), dot(a11);
 }
 
@@ -23,7 +23,7 @@ HWY_INLINE V Sum12(V a0, V a1, V a2, V a3, V a4, V a5, V a6, V a7, V a8, V a9, V
   return hn::Add(low, hn::Add(hn::Add(a8, a9), hn::Add(a10, a11)));
 }
 
-// 24 chains, as many as the tile has accumulators: one vdpbf16ps a cycle of latency 6 on Zen 4.
+// 24 chains, as many as the tile has accumulators: one vdpbf16ps a cycle of latency 6 on Zen 4, four bfdot of latency 3 on Neoverse V2.
 HWY_NOINLINE double Bf16DotChains(int64_t turns, const float* start, float* sink) {
   const kernels::DF d;
   using V = hn::Vec<kernels::DF>;
@@ -41,7 +41,7 @@ HWY_NOINLINE double Bf16DotChains(int64_t turns, const float* start, float* sink
   }
   const V sum = hn::Add(Sum12(a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, a10, a11), Sum12(b0, b1, b2, b3, b4, b5, b6, b7, b8, b9, b10, b11));
   *sink = hn::GetLane(hn::SumOfLanes(d, sum));
-  return kBf16DotChainsFlop * static_cast<double>(turns);
+  return kBf16DotChainsFlop * static_cast<double>(hn::Lanes(d)) * static_cast<double>(turns);
 }
 
 }  // namespace HWY_NAMESPACE

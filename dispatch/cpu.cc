@@ -35,7 +35,7 @@ int64_t Detect() {
     return bits;
   }
   bits |= HWY_AVX3;
-  if (__builtin_cpu_supports("avx512bf16")) bits |= kAvx3Bf16;
+  if (__builtin_cpu_supports("avx512bf16")) bits |= kBf16Target;
   if (!__builtin_cpu_supports("avx512vnni") || !__builtin_cpu_supports("avx512vbmi") ||
       !__builtin_cpu_supports("avx512vbmi2") || !__builtin_cpu_supports("avx512bitalg") ||
       !__builtin_cpu_supports("avx512vpopcntdq") || !__builtin_cpu_supports("gfni") ||
@@ -55,24 +55,33 @@ int64_t Detect() {
   return bits;
 }
 #elif HWY_ARCH_ARM_A64
+// 0 without SVE.
+int SveVectorBytes() {
+  if (!(getauxval(AT_HWCAP) & (1ul << 22))) return 0;  // HWCAP_SVE
+  const int length = prctl(PR_SVE_GET_VL);
+  return length < 0 ? 0 : length & PR_SVE_VL_LEN_MASK;
+}
+
 int64_t Detect() {
   const unsigned long caps = getauxval(AT_HWCAP), caps2 = getauxval(AT_HWCAP2);
   int64_t bits = HWY_STATIC_TARGET;
 #ifdef HWY_NEON_WITHOUT_AES
   bits |= HWY_NEON_WITHOUT_AES;
 #endif
-  if (caps & (1ul << 3)) bits |= HWY_NEON;  // HWCAP_AES
+  const bool aes = caps & (1ul << 3), bf16 = caps2 & (1ul << 14);  // HWCAP_AES, HWCAP2_BF16
+  if (aes) bits |= HWY_NEON;
+  if (aes && bf16) bits |= kBf16Target;
 #ifdef HWY_NEON_BF16
-  if ((caps & (1ul << 3)) && (caps & (1ul << 20)) && (caps2 & (1ul << 14))) bits |= HWY_NEON_BF16;  // ASIMDDP, BF16
+  if (aes && bf16 && (caps & (1ul << 10)) && (caps & (1ul << 20))) bits |= HWY_NEON_BF16;  // HWCAP_ASIMDHP, HWCAP_ASIMDDP
 #endif
-  if (!(caps & (1ul << 22))) return bits;  // HWCAP_SVE
-  const int length = prctl(PR_SVE_GET_VL);
-  const int vector_bytes = length < 0 ? 0 : length & PR_SVE_VL_LEN_MASK;
+  const int vector_bytes = SveVectorBytes();
+  if (vector_bytes == 0) return bits;
   bits |= HWY_SVE;
   if (vector_bytes == 32) bits |= HWY_SVE_256;
   if (!(caps2 & (1ul << 1)) || !(caps2 & (1ul << 2))) return bits;  // HWCAP2_SVE2, HWCAP2_SVEAES
   bits |= HWY_SVE2;
-  if (vector_bytes == 16) bits |= HWY_SVE2_128;
+  // HWCAP2_SVEI8MM, HWCAP2_SVEBF16: newer Highways compile SVE2_128 with them.
+  if (vector_bytes == 16 && (caps2 & (1ul << 9)) && (caps2 & (1ul << 12))) bits |= HWY_SVE2_128;
   return bits;
 }
 #else
@@ -90,6 +99,8 @@ bool HasFastBf16Dot() {
   const unsigned model = (a >> 4 & 15) | (a >> 12 & 0xF0);
   return model == 0x55;  // the number that Skylake-X, Cascade Lake and Cooper Lake share; the last alone has avx512bf16
 }
+#elif HWY_ARCH_ARM_A64
+bool HasFastBf16Dot() { return SveVectorBytes() <= 16; }
 #else
 bool HasFastBf16Dot() { return false; }
 #endif

@@ -32,9 +32,12 @@ namespace fovea {
 #define HWY_NEON_WITHOUT_AES 0
 #endif
 
-// fovea's own, beside AVX3: see prefill_bf16.cc.
+// fovea's own: see lib/kernels/bf16_target.h.
 #if HWY_ARCH_X86_64 && (HWY_TARGETS & HWY_AVX3)
 FOVEA_DECLARE(AVX3_BF16)
+#endif
+#if HWY_ARCH_ARM_A64 && HWY_HAVE_RUNTIME_DISPATCH && (HWY_TARGETS & HWY_NEON)
+FOVEA_DECLARE(NEON_BFDOT)
 #endif
 #if HWY_TARGETS & HWY_AVX10_2
 FOVEA_DECLARE(AVX10_2)
@@ -93,7 +96,10 @@ FOVEA_DECLARE(SCALAR)
 
 static const Target kTargets[] = {
 #if HWY_ARCH_X86_64 && (HWY_TARGETS & HWY_AVX3)
-    {"AVX3_BF16", kAvx3Bf16, &N_AVX3_BF16::kTable},
+    {"AVX3_BF16", kBf16Target, &N_AVX3_BF16::kTable},
+#endif
+#if HWY_ARCH_ARM_A64 && HWY_HAVE_RUNTIME_DISPATCH && (HWY_TARGETS & HWY_NEON)
+    {"NEON_BFDOT", kBf16Target, &N_NEON_BFDOT::kTable},
 #endif
 #if HWY_TARGETS & HWY_AVX10_2
     FOVEA_LIST(AVX10_2)
@@ -158,6 +164,6 @@ const Target* Targets(int32_t* count) {
 
 bool Runnable(const Target& target) { return (target.bit & SupportedTargets()) != 0; }
 
-bool Preferred(const Target& target) { return target.bit != kAvx3Bf16 || HasFastBf16Dot(); }
+bool Preferred(const Target& target) { return target.bit != kBf16Target || HasFastBf16Dot(); }
 
 }  // namespace fovea

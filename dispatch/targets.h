@@ -21,7 +21,7 @@ const Target* Targets(int32_t* count);
 
 // Whether this CPU and OS run it.
 bool Runnable(const Target& target);
-// Whether it is taken unasked where it runs: not AVX3_BF16 where vdpbf16ps gains nothing.
+// Whether it is taken unasked where it runs: not AVX3_BF16 or NEON_BFDOT where another is better.
 bool Preferred(const Target& target);
 
 // The chosen target: set, else FOVEA_TARGET, else the best preferred; held in one atomic pointer. nullptr, with fovea_last_error set, if

@@ -211,8 +211,9 @@ TEST_CASE("storage types: describe names what is converted, and counts its bytes
   AttentionCase all(spec);
   REQUIRE(fovea_attention_describe(&all.p, nullptr, &info) == FOVEA_OK);
   // Where there is a product of bf16 none of its operands is.
-  CHECK(info.conversions == std::string(target_name == "AVX3_BF16" ? "out BF16, bias BF16" : "q BF16, k BF16, v BF16, out BF16, bias BF16"));
-  CHECK((std::string(info.kernels).find("prefill_bf16") == 0) == (target_name == "AVX3_BF16"));
+  const bool product = target_name == "AVX3_BF16" || target_name == "NEON_BFDOT";
+  CHECK(info.conversions == std::string(product ? "out BF16, bias BF16" : "q BF16, k BF16, v BF16, out BF16, bias BF16"));
+  CHECK((std::string(info.kernels).find("prefill_bf16") == 0) == product);
 }
 
 TEST_CASE("storage types: merge takes parts and out of any, 100 parts, in place, and rounds once") {

@@ -60,9 +60,9 @@ def qemu_x86_64(model, best):
     return Cpu(f"qemu-x86_64 -cpu {model}", ["qemu-x86_64", "-cpu", model], best)
 
 
-# `max` has SVE2; 16, 32 and 64 are bytes.
+# `max` has SVE2 and BF16; 16, 32 and 64 are bytes.
 AARCH64_CPUS = [qemu_aarch64("cortex-a57", ["NEON"]), qemu_aarch64("a64fx", ["SVE"]),
-                qemu_aarch64("max,sve-default-vector-length=16", ["SVE2_128"]),
+                qemu_aarch64("max,sve-default-vector-length=16", ["NEON_BFDOT"]),
                 qemu_aarch64("max,sve-default-vector-length=32", ["SVE_256"]),
                 qemu_aarch64("max,sve-default-vector-length=64", ["SVE2"])]
 X86_CPUS = [qemu_x86_64("qemu64", ["SCALAR", "EMU128", "SSE2"]), qemu_x86_64("Nehalem", ["SSSE3"]),

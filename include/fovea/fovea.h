@@ -679,7 +679,7 @@ typedef struct fovea_target_info {
 
 FOVEA_API fovea_status fovea_target_info_init(fovea_target_info* info, size_t size);
 /* Targets compiled into the library, best first: index 0 .. fovea_target_count() - 1. AVX3_BF16 is first, but not chosen unasked where
- * vdpbf16ps is slow (Sapphire Rapids); fovea_get_target names the choice. */
+ * vdpbf16ps is slow (Sapphire Rapids), nor NEON_BFDOT where SVE's vectors are longer; fovea_get_target names the choice. */
 FOVEA_API int32_t fovea_target_count(void);
 FOVEA_API fovea_status fovea_get_target_info(int32_t index, fovea_target_info* info);
 

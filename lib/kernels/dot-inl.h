@@ -16,12 +16,15 @@ namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
 #if HWY_TARGET != HWY_SCALAR && !HWY_HAVE_SCALABLE
-// Sum of a vector's 128-bit blocks.
-HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> SumOfBlocks(hn::FixedTag<float, 4> /*d*/, hn::Vec<hn::FixedTag<float, 4>> v) { return v; }
+// Sum of a vector's 128-bit blocks. By its length: newer Highways' tags of halves are other types than FixedTag<float, 4>.
 template <class D, class V = hn::Vec<D>>
-HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> SumOfBlocks(D /*d*/, V v) {
-  const hn::Half<D> half;
-  return SumOfBlocks(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
+HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> SumOfBlocks(D d, V v) {
+  if constexpr (hn::MaxLanes(d) > 4) {
+    const hn::Half<D> half;
+    return SumOfBlocks(half, hn::Add(hn::LowerHalf(half, v), hn::UpperHalf(half, v)));
+  } else {
+    return v;
+  }
 }
 #endif
 

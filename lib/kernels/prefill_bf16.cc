@@ -1,12 +1,12 @@
-// Prefill of bf16 q, k and v by vdpbf16ps, both products: the tiles and blocks of prefill-inl.h over pairs of bf16.
+// Prefill of bf16 q, k and v, both products by vdpbf16ps or bfdot: the tiles and blocks of prefill-inl.h over pairs of bf16.
 //
 //   S^T[key][lane]  = factor * sum over pairs of columns  K[key][2i, 2i+1] . Q^T[2i, 2i+1][lane]
 //   O^T[col][lane] += sum over pairs of keys              V[2j, 2j+1][col] . P^T[2j, 2j+1][lane]
 //
 // K rows are read where they lie, as pairs; V is interleaved once per block into rows of pairs of keys, shared by the task's tiles. P is rounded to
 // bf16 in the tile's epilogue, and l sums what was rounded. The maximum moves by whole powers of two, so that P, l and O are rescaled exactly.
-#include "lib/kernels/avx3_bf16.h"
-#if FOVEA_HAVE_AVX3_BF16
+#include "lib/kernels/bf16_target.h"
+#if FOVEA_HAVE_BF16_TARGET
 #include "lib/kernels/bf16_dot-inl.h"
 #include "lib/kernels/prefill-inl.h"
 
@@ -89,12 +89,11 @@ template <class V>
 HWY_INLINE void ExpColumn(Bf16Pair /*type*/, V s0, V s1, V s2, V s3, V s4, V s5, V s6, V s7, V m, float* p, size_t L,
                           float* HWY_RESTRICT l) {
   const DF d;
-  const V ones = hn::BitCast(d, hn::Set(DU(), 0x3F803F80u));
   V sum = hn::Load(d, l);
   const auto pair = [&](V low, V high, size_t r) HWY_ATTR {
     const V weights = RoundToPairs(Exp2ForBf16(hn::Sub(low, m)), Exp2ForBf16(hn::Sub(high, m)));
     hn::Store(weights, d, p + r * L);
-    sum = MulAddElement(static_cast<const Bf16Pair*>(nullptr), ones, weights, sum);
+    sum = AddPairs(weights, sum);
   };
   pair(s0, s1, 0), pair(s2, s3, 1), pair(s4, s5, 2), pair(s6, s7, 3);
   hn::Store(sum, d, l);
@@ -114,8 +113,8 @@ HWY_NOINLINE void PvSelect(const Bf16Pair* const* v, size_t v_head_dim, size_t n
         const auto yes = [&](size_t key, uint32_t half) HWY_ATTR {
           return hn::IfThenElseZero(hn::Gt(hn::Load(d, allow + (2 * j + key) * L + c), hn::Zero(d)), hn::BitCast(d, hn::Set(du, half)));
         };
-        const auto x = hn::And(BroadcastElement(v[j] + col, o), hn::Or(yes(0, 0xFFFFu), yes(1, 0xFFFF0000u)));
-        o = MulAddElement(v[j], x, ScaleWeights(Bf16Pair(), hn::Load(d, p + j * L + c), hn::Set(d, weight)), o);
+        const auto x = hn::And(RepeatPair(v[j] + col, o), hn::Or(yes(0, 0xFFFFu), yes(1, 0xFFFF0000u)));
+        o = DotPairs(x, ScaleWeights(Bf16Pair(), hn::Load(d, p + j * L + c), hn::Set(d, weight)), o);
       }
       hn::Store(hn::Add(hn::Load(d, ot + col * L + c), o), d, ot + col * L + c);
     }
@@ -128,4 +127,4 @@ HWY_NOINLINE void PrefillBf16(const AttentionTask& t, const KernelScratch& s) { 
 }  // namespace fovea
 HWY_AFTER_NAMESPACE();
 
-#endif  // FOVEA_HAVE_AVX3_BF16
+#endif  // FOVEA_HAVE_BF16_TARGET

@@ -39,16 +39,21 @@ const KernelTable kTable = MakeTable(nullptr);
 }  // namespace fovea
 HWY_AFTER_NAMESPACE();
 
-// AVX3_BF16 is AVX3 with a prefill of its own (prefill_bf16.cc).
-#if HWY_ONCE && HWY_ARCH_X86_64 && (HWY_TARGETS & HWY_AVX3)
+// The targets of bf16_target.h: Highway's target with a prefill of their own (prefill_bf16.cc).
+#if HWY_ONCE
+#define FOVEA_BF16_TARGET(own, highways)                            \
+  namespace own {                                                   \
+  void PrefillBf16(const AttentionTask& t, const KernelScratch& s); \
+  extern const KernelTable kTable;                                  \
+  const KernelTable kTable = highways::MakeTable(&PrefillBf16);     \
+  }
+
 namespace fovea {
-namespace N_AVX3_BF16 {
-
-void PrefillBf16(const AttentionTask& t, const KernelScratch& s);
-
-extern const KernelTable kTable;
-const KernelTable kTable = N_AVX3::MakeTable(&PrefillBf16);
-
-}  // namespace N_AVX3_BF16
+#if HWY_ARCH_X86_64 && (HWY_TARGETS & HWY_AVX3)
+FOVEA_BF16_TARGET(N_AVX3_BF16, N_AVX3)
+#endif
+#if HWY_ARCH_ARM_A64 && HWY_HAVE_RUNTIME_DISPATCH && (HWY_TARGETS & HWY_NEON)
+FOVEA_BF16_TARGET(N_NEON_BFDOT, N_NEON)
+#endif
 }  // namespace fovea
 #endif

@@ -50,7 +50,7 @@ HWY_INLINE V MulAddElement(const float* /*type*/, V x, V v, V sum) {
 template <int NV, class T, class V>
 HWY_INLINE void FmaRow(const T* x, V v0, V v1, V v2, const float*& b, V& a0, V& a1, V& a2) {
   const DF d;
-  const V vx = BroadcastElement(x, v0);
+  const auto vx = BroadcastElement(x, v0);
   a0 = MulAddElement(x, vx, v0, a0);
   if constexpr (NV > 1) a1 = MulAddElement(x, vx, v1, a1);
   if constexpr (NV > 2 && !kThirdFromMemory) a2 = MulAddElement(x, vx, v2, a2);

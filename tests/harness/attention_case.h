@@ -104,8 +104,8 @@ class AttentionCase {
   GuardedArray<float> alibi_, sinks_;
 };
 
-// F32, then BF16: the rest of the test case runs once per type (doctest's SUBCASE). bf16 is not only converted: AVX3_BF16 has a prefill of its
-// own for it.
+// F32, then BF16: the rest of the test case runs once per type (doctest's SUBCASE). bf16 is not only converted: AVX3_BF16 and NEON_BFDOT
+// have a prefill of their own for it.
 fovea_dtype EachInputType();
 
 // An exec with defaults and this number of threads.
