@@ -253,6 +253,10 @@ bool HasBf16Prefill(const fovea_attention_params& p, const Target& target) {
   return target.table->prefill_bf16 && p.q.dtype == FOVEA_BF16 && p.k.dtype == FOVEA_BF16 && p.v.dtype == FOVEA_BF16;
 }
 
+bool IsInt8Decode(const fovea_attention_params& p, const Target& target, const PlanTask& task) {
+  return task.decode && target.table->decode_i8 && p.k.dtype == FOVEA_I8 && task.lane_count > 1;
+}
+
 KernelScratch WorkerScratch(const fovea_plan& plan, int32_t worker) {
   Carver c(plan.scratch + static_cast<size_t>(worker) * plan.scratch_bytes);
   return CarveScratch(plan.params, plan.target->table->vector_lanes(), &c);

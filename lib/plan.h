@@ -63,6 +63,8 @@ void FillRange(const fovea_attention_params& p, int64_t b, AttentionTask* t);
 
 // Whether prefill tasks run prefill_bf16.
 bool HasBf16Prefill(const fovea_attention_params& p, const Target& target);
+// Whether a decode task runs decode_i8. One row of q does not pay for it.
+bool IsInt8Decode(const fovea_attention_params& p, const Target& target, const PlanTask& task);
 
 // What the kernel of a task is handed, with p's data pointers.
 void FillTask(const fovea_plan& plan, const fovea_attention_params& p, const PlanTask& task, AttentionTask* t);

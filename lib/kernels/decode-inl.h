@@ -19,6 +19,7 @@
 #include "hwy/highway.h"
 #include "lib/kernels/convert-inl.h"
 #include "lib/kernels/dot-inl.h"
+#include "lib/kernels/int8_dot-inl.h"
 #include "lib/kernels/query_tile-inl.h"
 #include "lib/kernels/score-inl.h"
 
@@ -27,11 +28,16 @@ namespace fovea {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
+// What the products are made of: f32, whatever is stored. Others derive from it and overload those of the functions under "Policy" that differ.
+struct F32Products {};
+
 // Keys of a block, the group of the running maximum; two blocks are under way at a time, each in its half of scratch.
 constexpr int32_t kDecodeKeys = 64;
 static_assert(2 * kDecodeKeys <= kBlockKeys, "scratch holds kBlockKeys");
 // Keys whose K rows, and then as many V rows, are read in one go: 4 KB of each at head_dim 128 in f32. All rows of q share them while they are in L1.
 constexpr size_t kChunkKeys = 8;
+template <class P>
+constexpr size_t kPolicyChunkKeys = kChunkKeys;
 
 HWY_INLINE size_t PadToVector(size_t n) {
   const size_t N = hn::Lanes(DF());
@@ -46,7 +52,9 @@ HWY_INLINE size_t PadToVector(size_t n) {
 // - Many rows of q fill the scheduler with waiting FMAs: the rows to come are prefetched into L2 then.
 // Rows of q from which on the scheduler is full.
 constexpr size_t kPrefetchFrom = kTileKeys == 4 ? 2 : 5;
-constexpr int32_t kPrefetchRows = 12;
+// An int8 row is two cache lines at head_dim 128, and its rows go by 16 at a time.
+template <class T>
+constexpr int32_t kPrefetchRows = sizeof(T) == 1 ? 24 : 12;
 
 // Rows with gaps between them are no stream to the hardware's prefetchers.
 HWY_INLINE bool PrefetchesRows(size_t num_rows, int64_t stride, size_t dim) {
@@ -95,14 +103,14 @@ HWY_NOINLINE void DotChunk(const T* k, int64_t stride, const float* HWY_RESTRICT
   for (; NQ == 1 && j + 4 <= keys; j += 4, k += 4 * stride) {
     V a = hn::Zero(d), b = a, c = a, e = a, none = a;
     const auto row = [&](const T* at, V& sum) HWY_ATTR {
-      if (ahead) PrefetchRow(at + kPrefetchRows * stride, dim);
+      if (ahead) PrefetchRow(at + kPrefetchRows<T> * stride, dim);
       DotRow<1>(at, q, pitch, dim, sum, none, none, none);
     };
     row(k, a), row(k + stride, b), row(k + 2 * stride, c), row(k + 3 * stride, e);
     SumOfLanes4(a, b, c, e, s + j);
   }
   for (; j < keys; ++j, k += stride) {
-    if (ahead) PrefetchRow(k + kPrefetchRows * stride, dim);
+    if (ahead) PrefetchRow(k + kPrefetchRows<T> * stride, dim);
     V a = hn::Zero(d), b = a, c = a, e = a;
     DotRow<NQ>(k, q, pitch, dim, a, b, c, e);
     SumOfLanes4(a, b, c, e, sums);
@@ -145,6 +153,38 @@ HWY_INLINE void PvColumns(const T* v, int64_t stride, const float* HWY_RESTRICT 
   if constexpr (W > 4) store(a4, b4, 4), store(a5, b5, 5), store(a6, b6, 6), store(a7, b7, 7);
 }
 
+// The same for 4 rows and 4 vectors of columns, on 32 registers, so that int8 is converted once for all. A row is walked in parts then, which
+// costs the wider types more than their conversion.
+template <class T>
+constexpr bool kWidensOnce = kTileKeys == 8 && sizeof(T) == 1;
+template <class T>
+HWY_INLINE void PvColumns4x4(const T* v, int64_t stride, const float* HWY_RESTRICT p, size_t c, size_t keys, float* HWY_RESTRICT o, size_t pitch) {
+  const DF d;
+  using V = hn::Vec<DF>;
+  const size_t N = hn::Lanes(d);
+  const auto at = [&](size_t row, size_t i) HWY_ATTR { return o + row * pitch + c + i * N; };
+  V a0 = hn::Load(d, at(0, 0)), a1 = hn::Load(d, at(0, 1)), a2 = hn::Load(d, at(0, 2)), a3 = hn::Load(d, at(0, 3));
+  V b0 = hn::Load(d, at(1, 0)), b1 = hn::Load(d, at(1, 1)), b2 = hn::Load(d, at(1, 2)), b3 = hn::Load(d, at(1, 3));
+  V e0 = hn::Load(d, at(2, 0)), e1 = hn::Load(d, at(2, 1)), e2 = hn::Load(d, at(2, 2)), e3 = hn::Load(d, at(2, 3));
+  V g0 = hn::Load(d, at(3, 0)), g1 = hn::Load(d, at(3, 1)), g2 = hn::Load(d, at(3, 2)), g3 = hn::Load(d, at(3, 3));
+  const T* row = v + c;
+  for (size_t j = 0; j < keys; ++j, row += stride) {
+    const V pa = hn::Set(d, p[j]), pb = hn::Set(d, p[kBlockKeys + j]), pe = hn::Set(d, p[2 * kBlockKeys + j]), pg = hn::Set(d, p[3 * kBlockKeys + j]);
+    const auto step = [&](V& a, V& b, V& e, V& g, size_t i) HWY_ATTR {
+      const V x = LoadF32(d, row + i * N);
+      a = hn::MulAdd(pa, x, a);
+      b = hn::MulAdd(pb, x, b);
+      e = hn::MulAdd(pe, x, e);
+      g = hn::MulAdd(pg, x, g);
+    };
+    step(a0, b0, e0, g0, 0), step(a1, b1, e1, g1, 1), step(a2, b2, e2, g2, 2), step(a3, b3, e3, g3, 3);
+  }
+  hn::Store(a0, d, at(0, 0)), hn::Store(a1, d, at(0, 1)), hn::Store(a2, d, at(0, 2)), hn::Store(a3, d, at(0, 3));
+  hn::Store(b0, d, at(1, 0)), hn::Store(b1, d, at(1, 1)), hn::Store(b2, d, at(1, 2)), hn::Store(b3, d, at(1, 3));
+  hn::Store(e0, d, at(2, 0)), hn::Store(e1, d, at(2, 1)), hn::Store(e2, d, at(2, 2)), hn::Store(e3, d, at(2, 3));
+  hn::Store(g0, d, at(3, 0)), hn::Store(g1, d, at(3, 1)), hn::Store(g2, d, at(3, 2)), hn::Store(g3, d, at(3, 3));
+}
+
 // One key, one row, from column c on: tails, and the redo of poisoned rows. The same arithmetic as PvColumns.
 template <class T>
 HWY_INLINE void Pv1(const T* v, float p, size_t c, size_t dim, float* HWY_RESTRICT o) {
@@ -171,11 +211,25 @@ HWY_NOINLINE void PvChunk(const T* v, int64_t stride, const float* p, size_t dim
   }
 }
 
+struct FixedPointRow;
+
+// The same for 4 rows.
+template <class T>
+HWY_NOINLINE void PvChunk4(const T* v, int64_t stride, const float* p, size_t dim, size_t keys, float* o, size_t pitch) {
+  const size_t whole = dim / (4 * hn::Lanes(DF())) * (4 * hn::Lanes(DF()));
+  for (size_t c = 0; c < whole; c += 4 * hn::Lanes(DF())) PvColumns4x4(v, stride, p, c, keys, o, pitch);
+  if (whole == dim) return;
+  PvChunk<2>(v + whole, stride, p, dim - whole, keys, o + whole, pitch);
+  PvChunk<2>(v + whole, stride, p + 2 * kBlockKeys, dim - whole, keys, o + 2 * pitch + whole, pitch);
+}
+
 // A row of the task in scratch.
 struct DecodeRow {
   float *q, *o, *block_o, *p, *bias;  // block_o: O of this block's keys alone, added to o once, as in PvRows
   float m, l, slope;
   int32_t lo, hi, pos;
+  FixedPointRow* fixed;  // of Int8Products: q once more, and whether it could be
+  bool fits;
 };
 
 // o += block_o, which is left 0.
@@ -245,11 +299,11 @@ struct DecodeBlock {
   size_t half;
 };
 
-// The rows that come kPrefetchRows after n rows from `key`, before `limit`: at the end of a page the hardware's prefetchers lose the stream.
+// The rows that come kPrefetchRows<T> after n rows from `key`, before `limit`: at the end of a page the hardware's prefetchers lose the stream.
 template <class T>
 HWY_INLINE void PrefetchPaged(const AttentionTask& t, const Side& side, T /*its type*/, int32_t key, size_t n, int32_t limit,
                               size_t dim) {
-  const int32_t first = key + kPrefetchRows, end = HWY_MIN(first + static_cast<int32_t>(n), limit);
+  const int32_t first = key + kPrefetchRows<T>, end = HWY_MIN(first + static_cast<int32_t>(n), limit);
   for (int32_t j = first; j < end; ++j) PrefetchRow(static_cast<const T*>(SideRow(t, side, j)), dim);
 }
 
@@ -287,10 +341,13 @@ HWY_INLINE void PvKeyRange(const AttentionTask& t, T /*type of V*/, DecodeRow* r
   }
   if (t.block_table) {
     PrefetchPaged(t, VSide(t), T(), block.begin + static_cast<int32_t>(first), n, block.walk_end, dim);
-  } else if (PrefetchesRows(num_rows, stride, dim)) {
-    for (size_t j = 0; j < n; ++j) PrefetchRow(v + (static_cast<int64_t>(j) + kPrefetchRows) * stride, dim);
+  } else if (PrefetchesRows(num_rows, stride, dim) || (kWidensOnce<T> && num_rows >= 4)) {
+    for (size_t j = 0; j < n; ++j) PrefetchRow(v + (static_cast<int64_t>(j) + kPrefetchRows<T>) * stride, dim);
   }
   size_t r = 0;
+  if constexpr (kWidensOnce<T>) {
+    for (; r + 4 <= num_rows; r += 4) PvChunk4(v, stride, rows[r].p + at, dim, n, rows[r].block_o, pitch);
+  }
   for (; r + 2 <= num_rows; r += 2) PvChunk<2>(v, stride, rows[r].p + at, dim, n, rows[r].block_o, pitch);
   for (; r < num_rows; ++r) PvChunk<1>(v, stride, rows[r].p + at, dim, n, rows[r].block_o, pitch);
 }
@@ -322,6 +379,57 @@ HWY_INLINE void WithType(int32_t dtype, const F& f) {
   f(0.0f);
 }
 
+// ---- Policy
+
+// What is made of a row's q, f32 and scaled, before the walk. room: q_pitch floats.
+HWY_INLINE void PrepareQ(F32Products /*policy*/, DecodeRow& /*row*/, size_t /*q_pitch*/, float* /*room*/) {}
+
+// Scores of the block's keys [first, first + n), counted from begin and one stride apart, for all rows.
+HWY_INLINE void DotRun(F32Products /*policy*/, const AttentionTask& t, const KernelScratch& /*s*/, DecodeRow* rows, size_t num_rows,
+                       const DecodeBlock& block, size_t first, size_t n) {
+  WithType(t.k_dtype, [&](auto type) HWY_ATTR { DotKeyRange(t, type, rows, num_rows, block, first, n); });
+}
+
+#if FOVEA_INT8_DOT
+// K int8: Q K^T by vpdpbusd.
+struct Int8Products : F32Products {};
+template <>
+constexpr size_t kPolicyChunkKeys<Int8Products> = kDotKeys;
+
+HWY_INLINE void PrepareQ(Int8Products /*policy*/, DecodeRow& row, size_t q_pitch, float* room) {
+  row.fixed = reinterpret_cast<FixedPointRow*>(room);
+  row.fits = ToFixedPoint(row.q, q_pitch, row.fixed) && q_pitch <= kMaxInt8DotDim;
+}
+
+HWY_INLINE void DotRun(Int8Products /*policy*/, const AttentionTask& t, const KernelScratch& s, DecodeRow* rows, size_t num_rows,
+                       const DecodeBlock& block, size_t first, size_t n) {
+  const size_t dim = static_cast<size_t>(t.head_dim), pitch = PadToVector(dim), q_bytes = pitch * sizeof(float), groups = (dim + 3) / 4;
+  const size_t at = block.half * kDecodeKeys + static_cast<size_t>(block.begin - block.kb) + first;
+  const int32_t key = block.begin + static_cast<int32_t>(first);
+  const int64_t stride = t.k_stride_row;
+  const I8* const k = static_cast<const I8*>(KRow(t, key));
+  if (t.block_table) {
+    PrefetchPaged(t, KSide(t), I8(), key, n, block.walk_end, dim);
+  } else {
+    for (size_t j = 0; j < n; ++j) PrefetchRow(k + (static_cast<int64_t>(j) + kPrefetchRows<I8>) * stride, dim);
+  }
+  uint32_t* const transposed = reinterpret_cast<uint32_t*>(s.copy);
+  for (size_t j = 0; j < n; j += kDotKeys) {
+    const size_t keys = HWY_MIN(kDotKeys, n - j);
+    TransposeKeys(&k->bits + static_cast<int64_t>(j) * stride, stride, keys, dim, transposed);
+    size_t r = 0;
+    for (; r + 4 <= num_rows; r += 4) DotTransposedKeys<4>(transposed, groups, rows[r].fixed, q_bytes, keys, rows[r].p + at + j);
+    for (; r + 2 <= num_rows; r += 2) DotTransposedKeys<2>(transposed, groups, rows[r].fixed, q_bytes, keys, rows[r].p + at + j);
+    for (; r < num_rows; ++r) DotTransposedKeys<1>(transposed, groups, rows[r].fixed, q_bytes, keys, rows[r].p + at + j);
+  }
+  for (size_t r = 0; r < num_rows; ++r) {
+    if (!rows[r].fits) DotChunk<1>(k, stride, rows[r].q, pitch, dim, n, false, rows[r].p + at);
+  }
+}
+#endif
+
+// ---- The walk
+
 // The next block with a permitted key, from kb on. False: none.
 HWY_INLINE bool NextBlock(const AttentionTask& t, size_t first_row, size_t n, int32_t lo, int32_t hi, size_t half, int32_t kb,
                           DecodeBlock* block) {
@@ -336,9 +444,11 @@ HWY_INLINE bool NextBlock(const AttentionTask& t, size_t first_row, size_t n, in
 }
 
 // All blocks for n neighbouring rows, of which first_row is the first. redo: one row, whose forbidden keys are skipped in P V. Q K^T of a block runs
-// beside P V of the one before it, kChunkKeys at a time: memory reads two streams faster than one.
-HWY_NOINLINE void DecodeRows(const AttentionTask& t, const ScoreRule& score, DecodeRow* rows, size_t n,
+// beside P V of the one before it, some keys at a time: memory reads two streams faster than one.
+template <class P>
+HWY_NOINLINE void DecodeRows(P policy, const AttentionTask& t, const KernelScratch& s, const ScoreRule& score, DecodeRow* rows, size_t n,
                              size_t first_row, MaxRule rule, bool redo) {
+  constexpr size_t kChunk = kPolicyChunkKeys<P>;
   const size_t o_pitch = PadToVector(static_cast<size_t>(t.v_head_dim));
   int32_t lo = INT32_MAX, hi = -1;
   for (size_t r = 0; r < n; ++r) {
@@ -358,14 +468,14 @@ HWY_NOINLINE void DecodeRows(const AttentionTask& t, const ScoreRule& score, Dec
     more = more && NextBlock(t, first_row, n, lo, hi, 1 - block.half, kb, &next);
     const size_t qk_keys = more ? static_cast<size_t>(next.end - next.begin) : 0;
     const size_t pv_keys = pending ? static_cast<size_t>(block.end - block.begin) : 0;
-    for (size_t j = 0; j < HWY_MAX(qk_keys, pv_keys); j += kChunkKeys) {
+    for (size_t j = 0; j < HWY_MAX(qk_keys, pv_keys); j += kChunk) {
       if (j < qk_keys) {
-        EachRun(t, next, j, HWY_MIN(kChunkKeys, qk_keys - j), [&](size_t first, size_t run) HWY_ATTR {
-          WithType(t.k_dtype, [&](auto type) HWY_ATTR { DotKeyRange(t, type, rows, n, next, first, run); });
+        EachRun(t, next, j, HWY_MIN(kChunk, qk_keys - j), [&](size_t first, size_t run) HWY_ATTR {
+          DotRun(policy, t, s, rows, n, next, first, run);
         });
       }
       if (j < pv_keys) {
-        EachRun(t, block, j, HWY_MIN(kChunkKeys, pv_keys - j), [&](size_t first, size_t run) HWY_ATTR {
+        EachRun(t, block, j, HWY_MIN(kChunk, pv_keys - j), [&](size_t first, size_t run) HWY_ATTR {
           WithType(t.v_dtype, [&](auto type) HWY_ATTR { PvKeyRange(t, type, rows, n, block, first, run, rule, redo); });
         });
       }
@@ -396,7 +506,8 @@ HWY_INLINE void WriteDecodeRow(const AttentionTask& t, const DecodeRow& row, siz
   if (dtype != kF32) ConvertRowFromF32(dtype, out, static_cast<size_t>(t.v_head_dim), place);
 }
 
-HWY_NOINLINE void DecodeF32(const AttentionTask& t, const KernelScratch& s) {
+template <class P>
+HWY_INLINE void Decode(P policy, const AttentionTask& t, const KernelScratch& s) {
   const size_t dim = static_cast<size_t>(t.head_dim), q_pitch = PadToVector(dim);
   const size_t o_pitch = PadToVector(static_cast<size_t>(t.v_head_dim)), n = static_cast<size_t>(t.lane_count);
   const ScoreRule score = MakeScoreRule(t, kLog2E);
@@ -415,8 +526,9 @@ HWY_NOINLINE void DecodeF32(const AttentionTask& t, const KernelScratch& s) {
     ConvertRowToF32(t.q_dtype, At(t.q, t.q_dtype, h * t.q_stride_head + i * t.q_stride_row), dim, row.q);
     for (size_t c = 0; c < q_pitch; ++c) row.q[c] = c < dim ? row.q[c] * score.q_factor : 0.0f;
     for (size_t c = 0; t.k_channel_scale && c < dim; ++c) row.q[c] *= t.k_channel_scale[c];
+    PrepareQ(policy, row, q_pitch, s.qt + (n + r) * q_pitch);
   }
-  DecodeRows(t, score, rows, n, 0, kLazyMax, false);
+  DecodeRows(policy, t, s, score, rows, n, 0, kLazyMax, false);
   for (size_t r = 0; r < n; ++r) {
     WriteRowStats(t, t.lane_begin + static_cast<int64_t>(r), rows[r].m, rows[r].l);
     WriteDecodeRow(t, rows[r], r, kLazyMax.weight);
@@ -425,14 +537,19 @@ HWY_NOINLINE void DecodeF32(const AttentionTask& t, const KernelScratch& s) {
   for (size_t r = 0; r < n; ++r) {
     if (RowIsFinite(rows[r].o, o_pitch)) continue;
     MaxRule rule = kLazyMax;
-    DecodeRows(t, score, &rows[r], 1, r, rule, true);
+    DecodeRows(policy, t, s, score, &rows[r], 1, r, rule, true);
     if (!RowIsFinite(rows[r].o, o_pitch)) {
       rule = kOverflowSafeMax;
-      DecodeRows(t, score, &rows[r], 1, r, rule, true);
+      DecodeRows(policy, t, s, score, &rows[r], 1, r, rule, true);
     }
     WriteDecodeRow(t, rows[r], r, rule.weight);
   }
 }
+
+HWY_NOINLINE void DecodeF32(const AttentionTask& t, const KernelScratch& s) { Decode(F32Products(), t, s); }
+#if FOVEA_INT8_DOT
+HWY_NOINLINE void DecodeI8(const AttentionTask& t, const KernelScratch& s) { Decode(Int8Products(), t, s); }
+#endif
 
 }  // namespace HWY_NAMESPACE
 }  // namespace fovea

@@ -4,6 +4,7 @@
 #include "hwy/foreach_target.h"  // must come before highway.h
 #include "dispatch/kernel_table.h"
 #include "hwy/highway.h"
+#include "lib/kernels/int8_dot-inl.h"
 #include "lib/kernels/kernel_params.h"
 #include "lib/kernels/tile-inl.h"
 
@@ -13,6 +14,9 @@ namespace HWY_NAMESPACE {
 
 void PrefillF32(const AttentionTask& t, const KernelScratch& s);
 void DecodeF32(const AttentionTask& t, const KernelScratch& s);
+#if FOVEA_INT8_DOT
+void DecodeI8(const AttentionTask& t, const KernelScratch& s);
+#endif
 void ScoresF32(const AttentionTask& t, const KernelScratch& s);
 int64_t LivePairs(const AttentionTask& t, const KernelScratch& s, bool padded);
 void AddWeighted(int32_t dtype, const void* row, float weight, int64_t n, float* sum);
@@ -25,29 +29,33 @@ extern const LinearTypeKernels kLinearKernels[3];
 
 static HWY_NOINLINE int32_t VectorLanes() { return static_cast<int32_t>(hwy::HWY_NAMESPACE::Lanes(DF())); }
 
-using PrefillFunction = void (*)(const AttentionTask&, const KernelScratch&);
-static constexpr KernelTable MakeTable(PrefillFunction prefill_bf16) {
-  return {&VectorLanes, kTileKeys,    &PrefillF32, prefill_bf16, &DecodeF32,         &ScoresF32,
-          &LivePairs,   &AddWeighted, &StoreSum,   &Rope,        &RmsNorm,           &Quantize,
-          &LinearMultiplyF32, kLinearKernels};
+using AttentionKernel = void (*)(const AttentionTask&, const KernelScratch&);
+static constexpr KernelTable MakeTable(AttentionKernel prefill_bf16, AttentionKernel decode_i8) {
+  return {&VectorLanes, kTileKeys, &PrefillF32, prefill_bf16, &DecodeF32,         decode_i8,     &ScoresF32, &LivePairs,
+          &AddWeighted, &StoreSum, &Rope,       &RmsNorm,     &Quantize,          &LinearMultiplyF32, kLinearKernels};
 }
 
 extern const KernelTable kTable;
-const KernelTable kTable = MakeTable(nullptr);
+#if FOVEA_INT8_DOT
+const KernelTable kTable = MakeTable(nullptr, &DecodeI8);
+#else
+const KernelTable kTable = MakeTable(nullptr, nullptr);
+#endif
 
 }  // namespace HWY_NAMESPACE
 }  // namespace fovea
 HWY_AFTER_NAMESPACE();
 
-// AVX3_BF16 is AVX3 with a prefill of its own (prefill_bf16.cc).
+// AVX3_BF16 is AVX3 with some kernels of its own (prefill_bf16.cc, decode_bf16.cc).
 #if HWY_ONCE && HWY_ARCH_X86_64 && (HWY_TARGETS & HWY_AVX3)
 namespace fovea {
 namespace N_AVX3_BF16 {
 
 void PrefillBf16(const AttentionTask& t, const KernelScratch& s);
+void DecodeI8(const AttentionTask& t, const KernelScratch& s);
 
 extern const KernelTable kTable;
-const KernelTable kTable = N_AVX3::MakeTable(&PrefillBf16);
+const KernelTable kTable = N_AVX3::MakeTable(&PrefillBf16, &DecodeI8);
 
 }  // namespace N_AVX3_BF16
 }  // namespace fovea
