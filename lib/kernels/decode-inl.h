@@ -233,7 +233,7 @@ struct DecodeRow {
 };
 
 // o += block_o, which is left 0.
-HWY_INLINE void AddBlock(const DecodeRow& row, size_t pitch) {
+HWY_INLINE void AddBlock(F32Products /*policy*/, const AttentionTask& /*t*/, const DecodeRow& row, size_t pitch) {
   const DF d;
   for (size_t c = 0; c < pitch; c += hn::Lanes(d)) {
     hn::Store(hn::Add(hn::Load(d, row.o + c), hn::Load(d, row.block_o + c)), d, row.o + c);
@@ -253,42 +253,68 @@ struct BlockScales {
   const float *k, *v;
 };
 
+// What DecodeSoftmax leaves to the products: how far a step goes, what a dot product is multiplied by, how the maximum moves, and P.
+template <class P>
+constexpr size_t kPolicyVectors = 1;
+
+template <class V>
+HWY_INLINE V ScaleScore(F32Products /*policy*/, V s, float /*factor*/) {
+  return s;
+}
+HWY_INLINE float MoveMax(F32Products /*policy*/, float /*m*/, float top) { return top; }
+
+// P = 2^(s - m) of the block's lanes [first, last) in place, times V's scales, which are not in the sum that is returned.
+HWY_INLINE float ExpBlock(F32Products /*policy*/, float* HWY_RESTRICT p, size_t first, size_t last, float m, const float* HWY_RESTRICT v_scale) {
+  const DF d;
+  const auto max = hn::Set(d, m);
+  auto sum = hn::Zero(d);
+  for (size_t j = first; j < last; j += hn::Lanes(d)) {
+    const auto w = Exp2(d, hn::Sub(hn::Load(d, p + j), max));
+    hn::Store(v_scale ? hn::Mul(w, hn::Load(d, v_scale + j)) : w, d, p + j);
+    sum = hn::Add(sum, w);
+  }
+  return hn::GetLane(hn::SumOfLanes(d, sum));
+}
+
 // Scores of one row for block kb, at p, to P times V's scales, which l leaves out; m, l and O follow. bias: the block's mask and bias, or null.
-HWY_NOINLINE void DecodeSoftmax(DecodeRow& row, const ScoreRule& score, int32_t kb, int32_t begin, int32_t end, float* HWY_RESTRICT p,
+template <class P>
+HWY_NOINLINE void DecodeSoftmax(P policy, DecodeRow& row, const ScoreRule& score, int32_t kb, int32_t begin, int32_t end, float* HWY_RESTRICT p,
                                 const BlockScales& scales, const float* HWY_RESTRICT bias, size_t pitch, MaxRule rule) {
   const DF d;
   const DI di;
   using V = hn::Vec<DF>;
-  const size_t N = hn::Lanes(d);
-  const size_t first = static_cast<size_t>(begin - kb) / N * N, last = static_cast<size_t>(end - kb);
+  const size_t N = hn::Lanes(d), step = kPolicyVectors<P> * N;
+  const size_t first = static_cast<size_t>(begin - kb) / step * step, last = (static_cast<size_t>(end - kb) + step - 1) / step * step;
   const V minus_inf = hn::Set(d, kMinusInf);
+  // Every lane permitted, and nothing to add: the same bits by fewer instructions.
+  const bool plain = !bias && !score.alibi && score.cap == 0.0f && row.lo <= kb + static_cast<int32_t>(first) &&
+                     row.hi >= kb + static_cast<int32_t>(last) - 1;
   V mx = minus_inf;
   for (size_t j = first; j < last; j += N) {
-    const auto key = hn::Iota(di, kb + static_cast<int32_t>(j));
-    const V dist = hn::Abs(hn::ConvertTo(d, hn::Sub(key, hn::Set(di, row.pos))));
-    const V b = bias ? hn::Load(d, bias + j) : hn::Zero(d);
     const V dot = scales.k ? hn::Mul(hn::Load(d, p + j), hn::Load(d, scales.k + j)) : hn::Load(d, p + j);
-    V x = AdjustScore(d, score, dot, hn::Set(d, row.slope * score.unit), dist, b);
-    const auto outside = hn::RebindMask(d, hn::Or(hn::Lt(key, hn::Set(di, row.lo)), hn::Gt(key, hn::Set(di, row.hi))));
-    x = hn::IfThenElse(hn::Or(outside, hn::Eq(b, minus_inf)), minus_inf, x);
+    V x = ScaleScore(policy, dot, score.q_factor);
+    if (!plain) {
+      const auto key = hn::Iota(di, kb + static_cast<int32_t>(j));
+      const V dist = hn::Abs(hn::ConvertTo(d, hn::Sub(key, hn::Set(di, row.pos))));
+      const V b = bias ? hn::Load(d, bias + j) : hn::Zero(d);
+      x = AdjustScore(d, score, x, hn::Set(d, row.slope * score.unit), dist, b);
+      const auto outside = hn::RebindMask(d, hn::Or(hn::Lt(key, hn::Set(di, row.lo)), hn::Gt(key, hn::Set(di, row.hi))));
+      x = hn::IfThenElse(hn::Or(outside, hn::Eq(b, minus_inf)), minus_inf, x);
+    }
     hn::Store(x, d, p + j);
     mx = hn::Max(mx, x);
   }
-  const float top = hn::GetLane(hn::MaxOfLanes(d, mx));
-  if (top > row.m + rule.threshold) {
-    const V alpha = Exp2(d, hn::Set(d, row.m - top));
-    row.l *= hn::GetLane(alpha);
-    row.m = top;
-    for (size_t c = 0; c < pitch; c += N) hn::Store(hn::Mul(hn::Load(d, row.o + c), alpha), d, row.o + c);
+  if (!hn::AllFalse(d, hn::Gt(mx, hn::Set(d, row.m + rule.threshold)))) {
+    const float top = hn::GetLane(hn::MaxOfLanes(d, mx));
+    if (top > row.m + rule.threshold) {
+      const float m = MoveMax(policy, row.m, top);
+      const V alpha = Exp2(d, hn::Set(d, row.m - m));
+      row.l *= hn::GetLane(alpha);
+      row.m = m;
+      for (size_t c = 0; c < pitch; c += N) hn::Store(hn::Mul(hn::Load(d, row.o + c), alpha), d, row.o + c);
+    }
   }
-  V sum = hn::Zero(d);
-  const V m = hn::Set(d, row.m);
-  for (size_t j = first; j < last; j += N) {
-    const V w = Exp2(d, hn::Sub(hn::Load(d, p + j), m));
-    hn::Store(scales.v ? hn::Mul(w, hn::Load(d, scales.v + j)) : w, d, p + j);
-    sum = hn::Add(sum, w);
-  }
-  row.l += hn::GetLane(hn::SumOfLanes(d, sum));
+  row.l += ExpBlock(policy, p, first, last, row.m, scales.v);
 }
 
 // A block of the walk: keys [begin, end) of the kDecodeKeys from kb; half: 0 or 1, which half of a row's P and bias is its own.
@@ -381,13 +407,26 @@ HWY_INLINE void WithType(int32_t dtype, const F& f) {
 
 // ---- Policy
 
-// What is made of a row's q, f32 and scaled, before the walk. room: q_pitch floats.
-HWY_INLINE void PrepareQ(F32Products /*policy*/, DecodeRow& /*row*/, size_t /*q_pitch*/, float* /*room*/) {}
+// Row i of head h, as the products want it, to row.q; room: as much again.
+HWY_INLINE void LoadQ(F32Products /*policy*/, const AttentionTask& t, const ScoreRule& score, int64_t i, int64_t h, DecodeRow& row, float* /*room*/) {
+  const size_t dim = static_cast<size_t>(t.head_dim), pitch = PadToVector(dim);
+  ConvertRowToF32(t.q_dtype, At(t.q, t.q_dtype, h * t.q_stride_head + i * t.q_stride_row), dim, row.q);
+  for (size_t c = 0; c < pitch; ++c) row.q[c] = c < dim ? row.q[c] * score.q_factor : 0.0f;
+  for (size_t c = 0; t.k_channel_scale && c < dim; ++c) row.q[c] *= t.k_channel_scale[c];
+}
 
 // Scores of the block's keys [first, first + n), counted from begin and one stride apart, for all rows.
 HWY_INLINE void DotRun(F32Products /*policy*/, const AttentionTask& t, const KernelScratch& /*s*/, DecodeRow* rows, size_t num_rows,
                        const DecodeBlock& block, size_t first, size_t n) {
   WithType(t.k_dtype, [&](auto type) HWY_ATTR { DotKeyRange(t, type, rows, num_rows, block, first, n); });
+}
+
+// block_o of all rows += P V of the block's keys [first, first + n), counted from begin. redo: one row, whose forbidden keys are no operands.
+HWY_INLINE void PvPart(F32Products /*policy*/, const AttentionTask& t, DecodeRow* rows, size_t num_rows, const DecodeBlock& block, size_t first,
+                       size_t n, MaxRule rule, bool redo) {
+  EachRun(t, block, first, n, [&](size_t from, size_t run) HWY_ATTR {
+    WithType(t.v_dtype, [&](auto type) HWY_ATTR { PvKeyRange(t, type, rows, num_rows, block, from, run, rule, redo); });
+  });
 }
 
 #if FOVEA_INT8_DOT
@@ -396,9 +435,11 @@ struct Int8Products : F32Products {};
 template <>
 constexpr size_t kPolicyChunkKeys<Int8Products> = kDotKeys;
 
-HWY_INLINE void PrepareQ(Int8Products /*policy*/, DecodeRow& row, size_t q_pitch, float* room) {
+HWY_INLINE void LoadQ(Int8Products /*policy*/, const AttentionTask& t, const ScoreRule& score, int64_t i, int64_t h, DecodeRow& row, float* room) {
+  const size_t pitch = PadToVector(static_cast<size_t>(t.head_dim));
+  LoadQ(F32Products(), t, score, i, h, row, room);
   row.fixed = reinterpret_cast<FixedPointRow*>(room);
-  row.fits = ToFixedPoint(row.q, q_pitch, row.fixed) && q_pitch <= kMaxInt8DotDim;
+  row.fits = ToFixedPoint(row.q, pitch, row.fixed) && pitch <= kMaxInt8DotDim;
 }
 
 HWY_INLINE void DotRun(Int8Products /*policy*/, const AttentionTask& t, const KernelScratch& s, DecodeRow* rows, size_t num_rows,
@@ -474,20 +515,16 @@ HWY_NOINLINE void DecodeRows(P policy, const AttentionTask& t, const KernelScrat
           DotRun(policy, t, s, rows, n, next, first, run);
         });
       }
-      if (j < pv_keys) {
-        EachRun(t, block, j, HWY_MIN(kChunk, pv_keys - j), [&](size_t first, size_t run) HWY_ATTR {
-          WithType(t.v_dtype, [&](auto type) HWY_ATTR { PvKeyRange(t, type, rows, n, block, first, run, rule, redo); });
-        });
-      }
+      if (j < pv_keys) PvPart(policy, t, rows, n, block, j, HWY_MIN(kChunk, pv_keys - j), rule, redo);
     }
-    for (size_t r = 0; pending && r < n; ++r) AddBlock(rows[r], o_pitch);
+    for (size_t r = 0; pending && r < n; ++r) AddBlock(policy, t, rows[r], o_pitch);
     if (more && scales.k) LoadScales(t, KSide(t), next, k_scale);
     if (more && scales.v) LoadScales(t, VSide(t), next, v_scale);
     for (size_t r = 0; more && r < n; ++r) {
       float* bias = next.use_bias ? rows[r].bias + next.half * kDecodeKeys : nullptr;
       const int64_t lane = t.lane_begin + static_cast<int64_t>(first_row + r), i = lane / t.group, h = lane % t.group;
       if (bias) LoadBias(t, MaskRow(t, i, h), BiasRow(t, i, h), next.begin, next.end, bias + (next.begin - next.kb), 1);
-      DecodeSoftmax(rows[r], score, next.kb, next.begin, next.end, rows[r].p + next.half * kDecodeKeys, scales, bias, o_pitch, rule);
+      DecodeSoftmax(policy, rows[r], score, next.kb, next.begin, next.end, rows[r].p + next.half * kDecodeKeys, scales, bias, o_pitch, rule);
     }
     pending = more;
     if (more) block = next, kb = next.kb + kDecodeKeys;
@@ -508,7 +545,7 @@ HWY_INLINE void WriteDecodeRow(const AttentionTask& t, const DecodeRow& row, siz
 
 template <class P>
 HWY_INLINE void Decode(P policy, const AttentionTask& t, const KernelScratch& s) {
-  const size_t dim = static_cast<size_t>(t.head_dim), q_pitch = PadToVector(dim);
+  const size_t q_pitch = PadToVector(static_cast<size_t>(t.head_dim));
   const size_t o_pitch = PadToVector(static_cast<size_t>(t.v_head_dim)), n = static_cast<size_t>(t.lane_count);
   const ScoreRule score = MakeScoreRule(t, kLog2E);
   DecodeRow rows[kDecodeMaxRows];
@@ -523,10 +560,7 @@ HWY_INLINE void Decode(P policy, const AttentionTask& t, const KernelScratch& s)
     row.slope = t.slopes ? t.slopes[h] : 0.0f;
     row.pos = static_cast<int32_t>(Position(t, i));
     RowRange(t, i, &row.lo, &row.hi);
-    ConvertRowToF32(t.q_dtype, At(t.q, t.q_dtype, h * t.q_stride_head + i * t.q_stride_row), dim, row.q);
-    for (size_t c = 0; c < q_pitch; ++c) row.q[c] = c < dim ? row.q[c] * score.q_factor : 0.0f;
-    for (size_t c = 0; t.k_channel_scale && c < dim; ++c) row.q[c] *= t.k_channel_scale[c];
-    PrepareQ(policy, row, q_pitch, s.qt + (n + r) * q_pitch);
+    LoadQ(policy, t, score, i, h, row, s.qt + (n + r) * q_pitch);
   }
   DecodeRows(policy, t, s, score, rows, n, 0, kLazyMax, false);
   for (size_t r = 0; r < n; ++r) {

@@ -30,16 +30,16 @@ extern const LinearTypeKernels kLinearKernels[3];
 static HWY_NOINLINE int32_t VectorLanes() { return static_cast<int32_t>(hwy::HWY_NAMESPACE::Lanes(DF())); }
 
 using AttentionKernel = void (*)(const AttentionTask&, const KernelScratch&);
-static constexpr KernelTable MakeTable(AttentionKernel prefill_bf16, AttentionKernel decode_i8) {
-  return {&VectorLanes, kTileKeys, &PrefillF32, prefill_bf16, &DecodeF32,         decode_i8,     &ScoresF32, &LivePairs,
-          &AddWeighted, &StoreSum, &Rope,       &RmsNorm,     &Quantize,          &LinearMultiplyF32, kLinearKernels};
+static constexpr KernelTable MakeTable(AttentionKernel prefill_bf16, AttentionKernel decode_bf16, AttentionKernel decode_i8) {
+  return {&VectorLanes, kTileKeys,    &PrefillF32, prefill_bf16, &DecodeF32, decode_bf16, decode_i8,          &ScoresF32,
+          &LivePairs,   &AddWeighted, &StoreSum,   &Rope,        &RmsNorm,   &Quantize,   &LinearMultiplyF32, kLinearKernels};
 }
 
 extern const KernelTable kTable;
 #if FOVEA_INT8_DOT
-const KernelTable kTable = MakeTable(nullptr, &DecodeI8);
+const KernelTable kTable = MakeTable(nullptr, nullptr, &DecodeI8);
 #else
-const KernelTable kTable = MakeTable(nullptr, nullptr);
+const KernelTable kTable = MakeTable(nullptr, nullptr, nullptr);
 #endif
 
 }  // namespace HWY_NAMESPACE
@@ -52,10 +52,11 @@ namespace fovea {
 namespace N_AVX3_BF16 {
 
 void PrefillBf16(const AttentionTask& t, const KernelScratch& s);
+void DecodeBf16(const AttentionTask& t, const KernelScratch& s);
 void DecodeI8(const AttentionTask& t, const KernelScratch& s);
 
 extern const KernelTable kTable;
-const KernelTable kTable = N_AVX3::MakeTable(&PrefillBf16, &DecodeI8);
+const KernelTable kTable = N_AVX3::MakeTable(&PrefillBf16, &DecodeBf16, &DecodeI8);
 
 }  // namespace N_AVX3_BF16
 }  // namespace fovea
