@@ -19,7 +19,9 @@ import time
 
 import peers_venv
 
-TOLERANCE = 1e-5  # of the largest |V|: f32 results of two correct evaluations, whatever their order of summation
+# Of the largest |V|: two correct evaluations, whatever their order of summation, that may round weights and results.
+TOLERANCE = {"f32": 1e-5, "f16": 2**-10, "bf16": 2**-7, "int8": 2**-7}
+ELEMENT_BYTES = {"f32": 4, "f16": 2, "bf16": 2, "int8": 1}  # of K and V
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Row:
     num_q_heads: int
     num_kv_heads: int
     causal: bool = False
+    dtype: str = "f32"  # of q, k, v and out; int8: of k and v, the rest is f32
 
     @property
     def group(self):
@@ -44,12 +47,12 @@ class Row:
 
     @property
     def kv_bytes(self):
-        return 2 * 4 * self.head_dim * self.kv_len * self.num_kv_heads
+        return 2 * ELEMENT_BYTES[self.dtype] * self.head_dim * self.kv_len * self.num_kv_heads
 
     def name(self, threads, target):
         heads = f"h{self.num_q_heads}" + (f"x{self.num_kv_heads}" if self.op == "decode" or self.group > 1 else "")
         length = f"kv{self.kv_len}" if self.op == "decode" else f"s{self.q_len}"
-        return "/".join([self.op, "f32", f"d{self.head_dim}", length, heads] + ["causal"] * self.causal +
+        return "/".join([self.op, self.dtype, f"d{self.head_dim}", length, heads] + ["causal"] * self.causal +
                         [f"t{threads}"]) + f"@{target}"
 
     def rate(self, seconds):
@@ -57,19 +60,22 @@ class Row:
             return f"{self.kv_bytes / seconds / 1e9:.1f} GB/s"
         return f"{self.flop / seconds / 1e9:.1f} GFLOP/s"
 
-
     def tensors(self, rng):
-        return [aligned_random(rng, (1, heads, length, self.head_dim)) for heads, length in
-                ((self.num_q_heads, self.q_len), *[(self.num_kv_heads, self.kv_len)] * 2)]
+        """q, k, v in the row's dtype; int8 k and v are multiples of INT8_STEP, and q is f32."""
+        shapes = [(1, heads, length, self.head_dim) for heads, length in
+                  ((self.num_q_heads, self.q_len), *[(self.num_kv_heads, self.kv_len)] * 2)]
+        return [aligned_random(rng, shape, "f32" if self.dtype == "int8" and i == 0 else self.dtype)
+                for i, shape in enumerate(shapes)]
 
     def prepare(self, fovea, tensors, threads):
         """fovea's call, where its result lies, what ran, and by how much a peer's may differ."""
         import numpy
         q, k, v = tensors
         out = numpy.full_like(q, numpy.nan)
-        call = fovea.attention(q, k, v, out, self.causal, threads)
+        call = fovea.attention(q, k, v, out, self.causal, threads, INT8_STEP if self.dtype == "int8" else None)
         assert call.describe().flop == self.flop, "useful FLOP counted differently"
-        return call, out, call.describe().kernels.decode(), TOLERANCE * float(abs(v).max())
+        largest = float(abs(v.astype(numpy.float32)).max()) * (INT8_STEP if self.dtype == "int8" else 1)
+        return call, out, call.describe().kernels.decode(), TOLERANCE[self.dtype] * largest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +85,7 @@ class LinearRow:
     in_features: int
     out_features: int
     op = "linear"
+    dtype = "f32"
     causal = False
 
     @property
@@ -107,12 +114,16 @@ class LinearRow:
         y = numpy.full((self.tokens, self.out_features), numpy.nan, numpy.float32)
         call = fovea.linear(*tensors, y, threads)
         call()
-        return call, y, "fovea_linear", TOLERANCE * float(abs(y).max())
+        return call, y, "fovea_linear", TOLERANCE["f32"] * float(abs(y).max())
 
 
 ROWS = [Row("prefill", d, s, s, 8, 8, causal) for causal in (False, True) for d in (64, 128) for s in (128, 512, 2048)]
 ROWS += [Row("prefill", 128, 1024, 1024, 32, 8, causal=True)]
 ROWS += [Row("decode", 128, 1, kv, 32, kv_heads) for kv_heads in (8, 32) for kv in (1024, 8192)]
+ROWS += [Row("prefill", d, 2048, 2048, 8, 8, causal, dtype)
+         for dtype in ("bf16", "f16") for causal in (False, True) for d in (64, 128)]
+ROWS += [Row("decode", 128, 1, 8192, 32, kv_heads, dtype=dtype)
+         for dtype in ("bf16", "f16", "int8") for kv_heads in (8, 32)]
 ROWS += [LinearRow(tokens, 4096, 4096) for tokens in (1, 8, 64, 2048)]
 
 
@@ -172,11 +183,11 @@ class Contestant:
             if seconds == min(self.other_ways.values()):
                 self.via, self.call, self.output, self.max_diff = via, call, output, diff
         self.seconds = self.other_ways.pop(self.via, None)
-        self.reason = None if self.call else "; ".join(reasons)
+        self.reason = None if self.call else "; ".join(reasons) or f"has no {row.op} of {row.dtype}"
         self.failed_ways = reasons
 
     def difference(self, output):
-        diff = float(abs(output() - self.expected).max())
+        diff = float(abs(output().astype("f4") - self.expected).max())
         if not diff <= self.limit:
             raise ValueError(f"wrong result: off by {diff:.3g}, {self.limit:.3g} allowed")
         return diff
@@ -186,7 +197,8 @@ def measure(row, threads, fovea, providers, args, tensors):
     """One result per provider, fovea's first."""
     call, out, kernels, limit = row.prepare(fovea, tensors, threads)
     call()
-    expected = out.copy()
+    first = out.copy()
+    expected = first.astype("f4")
     contestants = [Contestant(p, row, tensors, threads, expected, limit) for p in providers if row.op in p.ops]
     live = [c for c in contestants if c.call]
     own_seconds = min(timed(call, 1, threads) for _ in range(3))
@@ -211,7 +223,7 @@ def measure(row, threads, fovea, providers, args, tensors):
             c.difference(c.output)  # the calls that were timed were right as well
         except ValueError as error:
             c.times, c.ratios, c.reason = [], [], f"{c.via}: {error} after several calls"
-    assert (out == expected).all(), "fovea's bits changed from call to call"
+    assert (out == first).all(), "fovea's bits changed from call to call"
     name = row.name(threads, fovea.target())
 
     def result(provider, version, times, **rest):
@@ -279,7 +291,7 @@ def summary(by_row):
     for row, results in by_row:
         for r in results[1:]:
             if r["ratio"]:
-                kind = row.op + (" causal" if row.causal else "") + f", {r['threads']} threads"
+                kind = f"{row.op} {row.dtype}" + (" causal" if row.causal else "") + f", {r['threads']} threads"
                 kinds[kind] = min(kinds.get(kind, (float("inf"),)), (r["ratio"], r["provider"], r["name"]))
     return [f"{kind}: at least {ratio:.2f}x the best peer ({provider}, {name})"
             for kind, (ratio, provider, name) in kinds.items()]
@@ -290,13 +302,19 @@ def cpu_name():
     return match[1] if match else "unknown CPU"
 
 
-def aligned_random(rng, shape):
-    """Standard normal f32 at a 64-byte boundary, where every provider's own allocator would put it."""
+INT8_STEP = 4 / 127  # of a standard normal distribution: what lies beyond 4 is cut
+
+
+def aligned_random(rng, shape, dtype="f32"):
+    """Standard normal numbers at a 64-byte boundary, where every provider's own allocator would put them."""
+    import ml_dtypes
     import numpy
-    size = int(numpy.prod(shape))
-    raw = numpy.empty(size + 16, numpy.float32)
-    view = raw[-raw.ctypes.data % 64 // 4:][:size].reshape(shape)
-    view[...] = rng.standard_normal(shape, numpy.float32)
+    kind = {"f32": numpy.float32, "f16": numpy.float16, "bf16": ml_dtypes.bfloat16, "int8": numpy.int8}[dtype]
+    size = int(numpy.prod(shape)) * ELEMENT_BYTES[dtype]
+    raw = numpy.empty(size + 64, numpy.uint8)
+    view = raw[-raw.ctypes.data % 64:][:size].view(kind).reshape(shape)
+    numbers = rng.standard_normal(shape, numpy.float32)
+    view[...] = numpy.clip(numpy.rint(numbers / INT8_STEP), -127, 127) if dtype == "int8" else numbers
     return view
 
 

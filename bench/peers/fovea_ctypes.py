@@ -8,6 +8,7 @@ from ctypes import (POINTER, byref, c_char, c_char_p, c_double, c_float, c_int32
 
 REPO = pathlib.Path(__file__).resolve().parents[2]
 F32 = 1
+DTYPES = {"float32": F32, "bfloat16": 2, "float16": 3, "int8": 6}  # by NumPy's names
 
 
 class Tensor(ctypes.Structure):
@@ -131,9 +132,11 @@ class Fovea:
         self.check(self.lib.fovea_get_target(byref(name), None))
         return name.value.decode()
 
-    def attention(self, q, k, v, out, causal=False, num_threads=0):
-        """A Call over [batch][heads][rows][head_dim] f32 arrays (NumPy, or anything with shape and ctypes.data)."""
-        return Call(self, q, k, v, out, causal, num_threads)
+    def attention(self, q, k, v, out, causal=False, num_threads=0, kv_step=None):
+        """A Call over [batch][heads][rows][head_dim] arrays (NumPy's f32, f16, int8, ml_dtypes' bf16).
+
+        kv_step: the scale of every row of int8 k and v."""
+        return Call(self, q, k, v, out, causal, num_threads, kv_step)
 
     def linear(self, x, w, bias, y, num_threads=0):
         """A LinearCall: y = x w^T + bias over f32 arrays [tokens][in], [out][in], [out], [tokens][out]."""
@@ -165,13 +168,19 @@ class LinearCall:
 class Call:
     """One prepared attention with a workspace of its own: call it as often as wanted. The arrays stay referenced."""
 
-    def __init__(self, fovea, q, k, v, out, causal, num_threads):
+    def __init__(self, fovea, q, k, v, out, causal, num_threads, kv_step):
         self.fovea, self.arrays = fovea, (q, k, v, out)
         self.params, self.exec = fovea.init(AttentionParams), fovea.init(Exec)
         p = self.params
         p.batch, p.num_q_heads, p.q_len, p.head_dim = q.shape
         p.num_kv_heads, p.kv_len, p.v_head_dim, p.causal = k.shape[1], k.shape[2], v.shape[3], causal
-        p.q, p.k, p.v, p.out = (fovea.lib.fovea_tensor_bhsd(a.ctypes.data, F32, *a.shape[1:]) for a in self.arrays)
+        p.q, p.k, p.v, p.out = (fovea.lib.fovea_tensor_bhsd(a.ctypes.data, DTYPES[str(a.dtype)], *a.shape[1:])
+                                for a in self.arrays)
+        if kv_step:
+            rows = k.shape[1] * k.shape[2]
+            self.steps = (c_float * rows)(*[kv_step] * rows)
+            steps = ctypes.addressof(self.steps)
+            p.k_scale = p.v_scale = fovea.lib.fovea_tensor_bhsd(steps, F32, k.shape[1], k.shape[2], 1)
         self.exec.num_threads = num_threads
         size = c_size_t()
         fovea.check(fovea.lib.fovea_attention_workspace_size(p, self.exec, byref(size)))

@@ -1,11 +1,13 @@
 """The peers, each as its users call it: tensors, sessions and output buffers are made outside of what is timed.
 
 A provider lists, for a row of one of its ops, its ways to compute it as (via, make) pairs; make() gives (call, output),
-output() the result of the last call as an array [1][heads][rows][head_dim], of linear [tokens][out]. compare.py tries every way and keeps the fastest that
-is right.
+output() the result of the last call as an array [1][heads][rows][head_dim], of linear [tokens][out]. compare.py tries
+every way and keeps the fastest that is right.
 """
+import ml_dtypes
 import numpy
 
+BFLOAT16 = numpy.dtype(ml_dtypes.bfloat16)
 
 class Torch:
     name = "torch"
@@ -24,8 +26,15 @@ class Torch:
             result[:] = [self.torch.nn.functional.linear(x, w, bias)]
         return call, lambda: result[0].numpy()
 
+    def _tensor(self, a):
+        if a.dtype == BFLOAT16:
+            return self.torch.from_numpy(a.view(numpy.int16)).view(self.torch.bfloat16)
+        return self.torch.from_numpy(a)
+
     def ways(self, row, q, k, v, threads):
-        q, k, v = map(self.torch.from_numpy, (q, k, v))
+        if row.dtype == "int8":
+            return
+        q, k, v = map(self._tensor, (q, k, v))
         if row.op == "linear":
             yield "nn.functional.linear", lambda: self._linear(q, k, v, threads)
             return
@@ -37,7 +46,7 @@ class Torch:
 
             def call():
                 result[:] = [sdpa(q, k, v, **options)]
-            return call, lambda: result[0].numpy().reshape(shape)
+            return call, lambda: result[0].float().numpy().reshape(shape)
 
         options = {"is_causal": row.causal}
         if row.group > 1:
@@ -63,20 +72,22 @@ class OnnxRuntime:
         buffer they share (a cache)."""
         from onnx import TensorProto, helper
         outputs = outputs or {}
-        types = {numpy.dtype("float32"): TensorProto.FLOAT, numpy.dtype("int32"): TensorProto.INT32}
+        types = {numpy.dtype("float32"): TensorProto.FLOAT, numpy.dtype("float16"): TensorProto.FLOAT16,
+                 BFLOAT16: TensorProto.BFLOAT16, numpy.dtype("int32"): TensorProto.INT32}
+        dtype = next(iter(inputs.values())).dtype
         declare = helper.make_tensor_value_info
         graph = helper.make_graph(
             [node], "peer", [declare(name, types[a.dtype], a.shape) for name, a in inputs.items()],
-            [declare("output", TensorProto.FLOAT, output_shape)] +
-            [declare(name, TensorProto.FLOAT, inputs[source].shape) for name, source in outputs.items()])
+            [declare("output", types[dtype], output_shape)] +
+            [declare(name, types[dtype], inputs[source].shape) for name, source in outputs.items()])
         model = helper.make_model(graph, ir_version=10, opset_imports=[helper.make_opsetid("", 23),
                                                                        helper.make_opsetid("com.microsoft", 1)])
         options = self.ort.SessionOptions()
         options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
         options.log_severity_level = 4
         session = self.ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        values = {name: self.ort.OrtValue.ortvalue_from_numpy(a) for name, a in inputs.items()}
-        values["output"] = self.ort.OrtValue.ortvalue_from_numpy(numpy.zeros(output_shape, numpy.float32))
+        values = {name: self._value(a, types[a.dtype]) for name, a in inputs.items()}
+        values["output"] = self._value(numpy.zeros(output_shape, dtype), types[dtype])
         binding = session.io_binding()
         for name in inputs:
             binding.bind_ortvalue_input(name, values[name])
@@ -85,7 +96,15 @@ class OnnxRuntime:
             binding.bind_ortvalue_output(name, values[source])
         return lambda: session.run_with_iobinding(binding), lambda: output(values["output"].numpy())
 
+    def _value(self, a, onnx_type):
+        if a.dtype == BFLOAT16:
+            return self.ort.OrtValue.ortvalue_from_numpy_with_onnx_type(a, onnx_type)
+        return self.ort.OrtValue.ortvalue_from_numpy(a)
+
     def ways(self, row, q, k, v, threads):
+        if row.dtype == "int8":
+            return
+
         def rows_first(a):  # [B][H][S][D] -> [B][S][H * D], the only layout of the com.microsoft operators' inputs
             return numpy.ascontiguousarray(a.transpose(0, 2, 1, 3)).reshape(1, a.shape[2], -1)
 
@@ -131,26 +150,33 @@ class OpenVino:
     def __init__(self):
         import openvino
         import openvino.opset13 as ops
-        self.ov, self.ops, self.version = openvino, ops, openvino.__version__.split("-")[0]
+        self.ov, self.graph_ops, self.version = openvino, ops, openvino.__version__.split("-")[0]
         self.core = openvino.Core()
 
+    def _numbers(self, tensor):
+        return tensor.data.view(BFLOAT16) if tensor.element_type == self.ov.Type.bf16 else tensor.data
+
     def ways(self, row, q, k, v, threads):
-        ops = self.ops
+        if row.dtype == "int8":  # only inside a stateful model, which quantises by itself
+            return
+        ops = self.graph_ops
+        element = {"f32": self.ov.Type.f32, "bf16": self.ov.Type.bf16, "f16": self.ov.Type.f16}[row.dtype]
 
         def make(q, graph, static):
             arrays = {"q": q, "k": k, "v": v}
             shapes = [a.shape if static else [-1, a.shape[1], -1, a.shape[3]] for a in arrays.values()]
-            parameters = [ops.parameter(shape, numpy.float32, name=name) for name, shape in zip(arrays, shapes)]
+            parameters = [ops.parameter(shape, element, name=name) for name, shape in zip(arrays, shapes)]
             model = self.ov.Model([graph(*parameters)], parameters, "peer")
             compiled = self.core.compile_model(model, "CPU", {
                 "INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "PERFORMANCE_HINT": "LATENCY",
-                "INFERENCE_PRECISION_HINT": "f32",  # else bf16 where the CPU has it
+                "INFERENCE_PRECISION_HINT": row.dtype,  # of f32 it would take bf16 where the CPU has it
                 "ENABLE_CPU_PINNING": False})  # the calling thread is fovea's as well
             request = compiled.create_infer_request()
             for i, a in enumerate(arrays.values()):
-                request.set_input_tensor(i, self.ov.Tensor(a, shared_memory=True))
+                bits = a.view(numpy.uint16) if a.dtype == BFLOAT16 else a
+                request.set_input_tensor(i, self.ov.Tensor(bits, list(a.shape), element))
             shape = (1, row.num_q_heads, row.q_len, row.head_dim)
-            return request.infer, lambda: request.get_output_tensor(0).data.reshape(shape)
+            return request.infer, lambda: self._numbers(request.get_output_tensor(0)).reshape(shape)
 
         def sdpa(q, k, v):
             return ops.scaled_dot_product_attention(q, k, v, causal=row.causal)

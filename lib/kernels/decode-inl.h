@@ -49,22 +49,40 @@ HWY_INLINE size_t PadToVector(size_t n) {
 //   stride then. Four rows side by side, column by column, were read at half the speed.
 // - K of the next block and V of this one are read in turns of kChunkKeys rows: two streams are faster than one.
 // - Rows are addressed by a stride: pointers out of memory had to wait for older stores, and cost a third of the speed.
-// - Many rows of q fill the scheduler with waiting FMAs: the rows to come are prefetched into L2 then.
+// - Many rows of q fill the scheduler with waiting FMAs, as do short vectors: the rows to come are prefetched into L2 then.
+// - The hardware's prefetchers stop at the end of a page, which is what a turn reads at head_dim 128 in f32: the next page of the same stream is begun
+//   for them, one turn ahead.
+// - No bool and no struct by value is passed through the stack: compilers store its bytes one by one and load them as words, which waits.
 // Rows of q from which on the scheduler is full.
-constexpr size_t kPrefetchFrom = kTileKeys == 4 ? 2 : 5;
-// An int8 row is two cache lines at head_dim 128, and its rows go by 16 at a time.
+constexpr size_t kPrefetchFrom = kTileKeys == 4 ? 1 : 5;
+// An int8 row is two cache lines at head_dim 128, and where its rows are prefetched they go by 16 at a time.
 template <class T>
 constexpr int32_t kPrefetchRows = sizeof(T) == 1 ? 24 : 12;
 
-// Rows with gaps between them are no stream to the hardware's prefetchers.
-HWY_INLINE bool PrefetchesRows(size_t num_rows, int64_t stride, size_t dim) {
-  return num_rows >= kPrefetchFrom || stride != static_cast<int64_t>(dim);
+// Rows with gaps between them are no stream to the hardware's prefetchers. Bytes come faster than they are converted.
+template <class T>
+HWY_INLINE bool PrefetchesRows(T /*its type*/, size_t num_rows, int64_t stride, size_t dim) {
+  return (num_rows >= kPrefetchFrom && sizeof(T) > 1) || stride != static_cast<int64_t>(dim);
 }
 
 template <class T>
 HWY_INLINE void PrefetchRow(const T* row, size_t dim) {
   constexpr size_t kLine = 64 / sizeof(T);
-  for (size_t c = 0; c < dim; c += kLine) __builtin_prefetch(row + c, 0, 2);
+  size_t c = 0;
+  for (; c + 8 * kLine <= dim; c += 8 * kLine) {
+    const T* at = row + c;
+    __builtin_prefetch(at, 0, 2), __builtin_prefetch(at + kLine, 0, 2), __builtin_prefetch(at + 2 * kLine, 0, 2);
+    __builtin_prefetch(at + 3 * kLine, 0, 2), __builtin_prefetch(at + 4 * kLine, 0, 2), __builtin_prefetch(at + 5 * kLine, 0, 2);
+    __builtin_prefetch(at + 6 * kLine, 0, 2), __builtin_prefetch(at + 7 * kLine, 0, 2);
+  }
+  for (; c < dim; c += kLine) __builtin_prefetch(row + c, 0, 2);
+}
+
+// The beginning of what a stream reads in its next turn.
+template <class T>
+HWY_INLINE void PrefetchTurn(const T* rows) {
+  if (sizeof(T) == 1) return;
+  for (size_t line = 0; line < 8; ++line) __builtin_prefetch(reinterpret_cast<const char*>(rows) + 64 * line, 0, 2);
 }
 
 // NQ accumulators += one K row times NQ rows of q (padded with zeros to whole vectors, pitch apart).
@@ -93,7 +111,7 @@ HWY_INLINE void DotRow(const T* k, const float* HWY_RESTRICT q, size_t pitch, si
 // s[row * kBlockKeys + key] for NQ rows of q and neighbouring keys. One accumulator per dot product, so that its bits do not depend on how many are
 // computed together.
 template <int NQ, class T>
-HWY_NOINLINE void DotChunk(const T* k, int64_t stride, const float* HWY_RESTRICT q, size_t pitch, size_t dim, size_t keys, bool ahead,
+HWY_NOINLINE void DotChunk(const T* k, int64_t stride, const float* HWY_RESTRICT q, size_t pitch, size_t dim, size_t keys, int32_t ahead,
                            float* s) {
   const DF d;
   using V = hn::Vec<DF>;
@@ -118,17 +136,24 @@ HWY_NOINLINE void DotChunk(const T* k, int64_t stride, const float* HWY_RESTRICT
   }
 }
 
-// O[row][c .. c + W vectors) += p V for R rows, in key order: R * W accumulators. p: [row][kBlockKeys]; o: [row][pitch].
+// to[row][c .. c + W vectors) = from + p V + base for R rows, in key order: R * W accumulators. p: [row][kBlockKeys]; the others: [row][pitch], from
+// and base null for 0.
 template <int R, int W, class T>
-HWY_INLINE void PvColumns(const T* v, int64_t stride, const float* HWY_RESTRICT p, size_t c, size_t keys, float* HWY_RESTRICT o, size_t pitch) {
+HWY_INLINE void PvColumns(const T* v, int64_t stride, const float* HWY_RESTRICT p, size_t c, size_t keys, const float* from,
+                          const float* base, float* to, size_t pitch) {
   const DF d;
   using V = hn::Vec<DF>;
   const size_t N = hn::Lanes(d);
-  const auto at = [&](size_t row, size_t i) HWY_ATTR { return o + (row < R ? row : 0) * pitch + c + (i < W ? i : 0) * N; };
-  V a0 = hn::Load(d, at(0, 0)), a1 = hn::Load(d, at(0, 1)), a2 = hn::Load(d, at(0, 2)), a3 = hn::Load(d, at(0, 3));
-  V a4 = hn::Load(d, at(0, 4)), a5 = hn::Load(d, at(0, 5)), a6 = hn::Load(d, at(0, 6)), a7 = hn::Load(d, at(0, 7));
-  V b0 = hn::Load(d, at(1, 0)), b1 = hn::Load(d, at(1, 1)), b2 = hn::Load(d, at(1, 2)), b3 = hn::Load(d, at(1, 3));
-  V b4 = hn::Load(d, at(1, 4)), b5 = hn::Load(d, at(1, 5)), b6 = hn::Load(d, at(1, 6)), b7 = hn::Load(d, at(1, 7));
+  V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0;
+  V b0 = a0, b1 = a0, b2 = a0, b3 = a0, b4 = a0, b5 = a0, b6 = a0, b7 = a0;
+  const auto at = [&](size_t row, size_t i) HWY_ATTR { return (row < R ? row : 0) * pitch + c + (i < W ? i : 0) * N; };
+  if (from) {
+    const auto load = [&](V& a, V& b, size_t i) HWY_ATTR {
+      a = hn::Load(d, from + at(0, i));
+      if constexpr (R > 1) b = hn::Load(d, from + at(1, i));
+    };
+    load(a0, b0, 0), load(a1, b1, 1), load(a2, b2, 2), load(a3, b3, 3), load(a4, b4, 4), load(a5, b5, 5), load(a6, b6, 6), load(a7, b7, 7);
+  }
   const T* row = v + c;
   for (size_t j = 0; j < keys; ++j, row += stride) {
     const V pa = hn::Set(d, p[j]), pb = hn::Set(d, p[(R > 1 ? kBlockKeys : 0) + j]);
@@ -143,9 +168,16 @@ HWY_INLINE void PvColumns(const T* v, int64_t stride, const float* HWY_RESTRICT 
     if constexpr (W > 2) step(a2, b2, 2), step(a3, b3, 3);
     if constexpr (W > 4) step(a4, b4, 4), step(a5, b5, 5), step(a6, b6, 6), step(a7, b7, 7);
   }
+  if (base) {
+    const auto plus = [&](V& a, V& b, size_t i) HWY_ATTR {
+      a = hn::Add(hn::Load(d, base + at(0, i)), a);
+      if constexpr (R > 1) b = hn::Add(hn::Load(d, base + at(1, i)), b);
+    };
+    plus(a0, b0, 0), plus(a1, b1, 1), plus(a2, b2, 2), plus(a3, b3, 3), plus(a4, b4, 4), plus(a5, b5, 5), plus(a6, b6, 6), plus(a7, b7, 7);
+  }
   const auto store = [&](V a, V b, size_t i) HWY_ATTR {
-    hn::Store(a, d, at(0, i));
-    if constexpr (R > 1) hn::Store(b, d, at(1, i));
+    hn::Store(a, d, to + at(0, i));
+    if constexpr (R > 1) hn::Store(b, d, to + at(1, i));
   };
   store(a0, b0, 0);
   if constexpr (W > 1) store(a1, b1, 1);
@@ -158,18 +190,25 @@ HWY_INLINE void PvColumns(const T* v, int64_t stride, const float* HWY_RESTRICT 
 template <class T>
 constexpr bool kWidensOnce = kTileKeys == 8 && sizeof(T) == 1;
 template <class T>
-HWY_INLINE void PvColumns4x4(const T* v, int64_t stride, const float* HWY_RESTRICT p, size_t c, size_t keys, float* HWY_RESTRICT o, size_t pitch) {
+HWY_INLINE void PvColumns4x4(const T* v, int64_t stride, const float* HWY_RESTRICT p, size_t c, size_t keys, const float* from, const float* base,
+                             float* to, size_t pitch) {
   const DF d;
   using V = hn::Vec<DF>;
   const size_t N = hn::Lanes(d);
-  const auto at = [&](size_t row, size_t i) HWY_ATTR { return o + row * pitch + c + i * N; };
-  V a0 = hn::Load(d, at(0, 0)), a1 = hn::Load(d, at(0, 1)), a2 = hn::Load(d, at(0, 2)), a3 = hn::Load(d, at(0, 3));
-  V b0 = hn::Load(d, at(1, 0)), b1 = hn::Load(d, at(1, 1)), b2 = hn::Load(d, at(1, 2)), b3 = hn::Load(d, at(1, 3));
-  V e0 = hn::Load(d, at(2, 0)), e1 = hn::Load(d, at(2, 1)), e2 = hn::Load(d, at(2, 2)), e3 = hn::Load(d, at(2, 3));
-  V g0 = hn::Load(d, at(3, 0)), g1 = hn::Load(d, at(3, 1)), g2 = hn::Load(d, at(3, 2)), g3 = hn::Load(d, at(3, 3));
+  V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0;
+  V e0 = a0, e1 = a0, e2 = a0, e3 = a0, g0 = a0, g1 = a0, g2 = a0, g3 = a0;
+  const auto each = [&](const auto& f) HWY_ATTR {
+    const auto row = [&](size_t r, V& x0, V& x1, V& x2, V& x3) HWY_ATTR {
+      const size_t i = r * pitch + c;
+      f(x0, i), f(x1, i + N), f(x2, i + 2 * N), f(x3, i + 3 * N);
+    };
+    row(0, a0, a1, a2, a3), row(1, b0, b1, b2, b3), row(2, e0, e1, e2, e3), row(3, g0, g1, g2, g3);
+  };
+  if (from) each([&](V& x, size_t i) HWY_ATTR { x = hn::Load(d, from + i); });
   const T* row = v + c;
   for (size_t j = 0; j < keys; ++j, row += stride) {
-    const V pa = hn::Set(d, p[j]), pb = hn::Set(d, p[kBlockKeys + j]), pe = hn::Set(d, p[2 * kBlockKeys + j]), pg = hn::Set(d, p[3 * kBlockKeys + j]);
+    const V pa = hn::Set(d, p[j]), pb = hn::Set(d, p[kBlockKeys + j]);
+    const V pe = hn::Set(d, p[2 * kBlockKeys + j]), pg = hn::Set(d, p[3 * kBlockKeys + j]);
     const auto step = [&](V& a, V& b, V& e, V& g, size_t i) HWY_ATTR {
       const V x = LoadF32(d, row + i * N);
       a = hn::MulAdd(pa, x, a);
@@ -179,35 +218,62 @@ HWY_INLINE void PvColumns4x4(const T* v, int64_t stride, const float* HWY_RESTRI
     };
     step(a0, b0, e0, g0, 0), step(a1, b1, e1, g1, 1), step(a2, b2, e2, g2, 2), step(a3, b3, e3, g3, 3);
   }
-  hn::Store(a0, d, at(0, 0)), hn::Store(a1, d, at(0, 1)), hn::Store(a2, d, at(0, 2)), hn::Store(a3, d, at(0, 3));
-  hn::Store(b0, d, at(1, 0)), hn::Store(b1, d, at(1, 1)), hn::Store(b2, d, at(1, 2)), hn::Store(b3, d, at(1, 3));
-  hn::Store(e0, d, at(2, 0)), hn::Store(e1, d, at(2, 1)), hn::Store(e2, d, at(2, 2)), hn::Store(e3, d, at(2, 3));
-  hn::Store(g0, d, at(3, 0)), hn::Store(g1, d, at(3, 1)), hn::Store(g2, d, at(3, 2)), hn::Store(g3, d, at(3, 3));
+  if (base) each([&](V& x, size_t i) HWY_ATTR { x = hn::Add(hn::Load(d, base + i), x); });
+  each([&](V& x, size_t i) HWY_ATTR { hn::Store(x, d, to + i); });
 }
 
-// One key, one row, from column c on: tails, and the redo of poisoned rows. The same arithmetic as PvColumns.
+// The columns from c on, less than a vector, of one row.
 template <class T>
-HWY_INLINE void Pv1(const T* v, float p, size_t c, size_t dim, float* HWY_RESTRICT o) {
+HWY_INLINE void PvTail(const T* v, int64_t stride, const float* HWY_RESTRICT p, size_t c, size_t dim, size_t keys, const float* from,
+                       const float* base, float* to) {
+  const DF d;
+  auto a = from ? hn::Load(d, from + c) : hn::Zero(d);
+  for (size_t j = 0; j < keys; ++j, v += stride) a = hn::MulAdd(hn::Set(d, p[j]), LoadF32N(d, v + c, dim - c), a);
+  if (base) a = hn::Add(hn::Load(d, base + c), a);
+  hn::Store(a, d, to + c);
+}
+
+// One key, one row: the redo of poisoned rows. The same arithmetic as PvColumns.
+template <class T>
+HWY_INLINE void Pv1(const T* v, float p, size_t dim, float* HWY_RESTRICT o) {
   const DF d;
   const size_t N = hn::Lanes(d);
   const auto w = hn::Set(d, p);
+  size_t c = 0;
   for (; c + N <= dim; c += N) hn::Store(hn::MulAdd(w, LoadF32(d, v + c), hn::Load(d, o + c)), d, o + c);
   if (c < dim) hn::Store(hn::MulAdd(w, LoadF32N(d, v + c, dim - c), hn::Load(d, o + c)), d, o + c);
 }
 
 // R rows of O += p V for a chunk of keys. As many whole columns of V as the registers hold: R * W accumulators, of 8 on 16 registers, 16 on 32.
 template <int R, class T>
-HWY_NOINLINE void PvChunk(const T* v, int64_t stride, const float* p, size_t dim, size_t keys, float* o, size_t pitch) {
+HWY_NOINLINE void PvChunk(const T* v, int64_t stride, const float* p, size_t dim, size_t keys, const float* from, const float* base, float* to,
+                          size_t pitch) {
   constexpr int W = kTileKeys == 4 ? 8 / R : 8;
   const size_t N = hn::Lanes(DF());
   size_t c = 0;
-  for (; c + W * N <= dim; c += W * N) PvColumns<R, W>(v, stride, p, c, keys, o, pitch);
+  for (; c + W * N <= dim; c += W * N) PvColumns<R, W>(v, stride, p, c, keys, from, base, to, pitch);
   if constexpr (W > 4) {
-    for (; c + 4 * N <= dim; c += 4 * N) PvColumns<R, 4>(v, stride, p, c, keys, o, pitch);
+    for (; c + 4 * N <= dim; c += 4 * N) PvColumns<R, 4>(v, stride, p, c, keys, from, base, to, pitch);
   }
-  for (; c + N <= dim; c += N) PvColumns<R, 1>(v, stride, p, c, keys, o, pitch);
+  for (; c + N <= dim; c += N) PvColumns<R, 1>(v, stride, p, c, keys, from, base, to, pitch);
   for (size_t r = 0; c < dim && r < R; ++r) {
-    for (size_t j = 0; j < keys; ++j) Pv1(v + static_cast<int64_t>(j) * stride, p[r * kBlockKeys + j], c, dim, o + r * pitch);
+    PvTail(v, stride, p + r * kBlockKeys, c, dim, keys, from ? from + r * pitch : nullptr,
+           base ? base + r * pitch : nullptr, to + r * pitch);
+  }
+}
+
+struct FixedPointRow;
+
+// The same for 4 rows.
+template <class T>
+HWY_NOINLINE void PvChunk4(const T* v, int64_t stride, const float* p, size_t dim, size_t keys, const float* from, const float* base, float* to,
+                           size_t pitch) {
+  const size_t step = 4 * hn::Lanes(DF());
+  size_t c = 0;
+  for (; c + step <= dim; c += step) PvColumns4x4(v, stride, p, c, keys, from, base, to, pitch);
+  for (size_t r = 0; c < dim && r < 4; r += 2) {
+    const auto at = [&](auto* rows) HWY_ATTR { return rows ? rows + r * pitch + c : rows; };
+    PvChunk<2>(v + c, stride, p + r * kBlockKeys, dim - c, keys, at(from), at(base), at(to), pitch);
   }
 }
 
@@ -232,8 +298,9 @@ struct DecodeRow {
   bool fits;
 };
 
-// o += block_o, which is left 0.
-HWY_INLINE void AddBlock(F32Products /*policy*/, const AttentionTask& /*t*/, const DecodeRow& row, size_t pitch) {
+// o += block_o, which is left 0: for the redo. Else P V does it with a block's last keys.
+HWY_INLINE void AddBlock(F32Products /*policy*/, const AttentionTask& /*t*/, const DecodeRow& row, size_t pitch, bool redo) {
+  if (!redo) return;
   const DF d;
   for (size_t c = 0; c < pitch; c += hn::Lanes(d)) {
     hn::Store(hn::Add(hn::Load(d, row.o + c), hn::Load(d, row.block_o + c)), d, row.o + c);
@@ -257,6 +324,8 @@ struct BlockScales {
 template <class P>
 constexpr size_t kPolicyVectors = 1;
 
+template <class P>
+constexpr bool kScalesScores = false;
 template <class V>
 HWY_INLINE V ScaleScore(F32Products /*policy*/, V s, float /*factor*/) {
   return s;
@@ -289,6 +358,7 @@ HWY_NOINLINE void DecodeSoftmax(P policy, DecodeRow& row, const ScoreRule& score
   // Every lane permitted, and nothing to add: the same bits by fewer instructions.
   const bool plain = !bias && !score.alibi && score.cap == 0.0f && row.lo <= kb + static_cast<int32_t>(first) &&
                      row.hi >= kb + static_cast<int32_t>(last) - 1;
+  const bool as_is = plain && !scales.k && !kScalesScores<P>;
   V mx = minus_inf;
   for (size_t j = first; j < last; j += N) {
     const V dot = scales.k ? hn::Mul(hn::Load(d, p + j), hn::Load(d, scales.k + j)) : hn::Load(d, p + j);
@@ -301,7 +371,7 @@ HWY_NOINLINE void DecodeSoftmax(P policy, DecodeRow& row, const ScoreRule& score
       const auto outside = hn::RebindMask(d, hn::Or(hn::Lt(key, hn::Set(di, row.lo)), hn::Gt(key, hn::Set(di, row.hi))));
       x = hn::IfThenElse(hn::Or(outside, hn::Eq(b, minus_inf)), minus_inf, x);
     }
-    hn::Store(x, d, p + j);
+    if (!as_is) hn::Store(x, d, p + j);
     mx = hn::Max(mx, x);
   }
   if (!hn::AllFalse(d, hn::Gt(mx, hn::Set(d, row.m + rule.threshold)))) {
@@ -342,11 +412,12 @@ HWY_INLINE void DotKeyRange(const AttentionTask& t, T /*type of K*/, DecodeRow* 
   const int64_t stride = t.k_stride_row;
   const T* k = static_cast<const T*>(KRow(t, block.begin + static_cast<int32_t>(first)));
   if (t.block_table) PrefetchPaged(t, KSide(t), T(), block.begin + static_cast<int32_t>(first), n, block.walk_end, dim);
-  const bool ahead = !t.block_table && PrefetchesRows(num_rows, stride, dim);
+  const int32_t ahead = !t.block_table && PrefetchesRows(T(), num_rows, stride, dim) ? 1 : 0;
+  if (!t.block_table && !ahead) PrefetchTurn(k + kChunkKeys * dim);
   size_t r = 0;
-  for (; r + 4 <= num_rows; r += 4) DotChunk<4>(k, stride, rows[r].q, pitch, dim, n, ahead && r == 0, rows[r].p + at);
-  for (; r + 2 <= num_rows; r += 2) DotChunk<2>(k, stride, rows[r].q, pitch, dim, n, ahead && r == 0, rows[r].p + at);
-  for (; r < num_rows; ++r) DotChunk<1>(k, stride, rows[r].q, pitch, dim, n, ahead && r == 0, rows[r].p + at);
+  for (; r + 4 <= num_rows; r += 4) DotChunk<4>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
+  for (; r + 2 <= num_rows; r += 2) DotChunk<2>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
+  for (; r < num_rows; ++r) DotChunk<1>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
 }
 
 // O += P V for the same. redo: one row, whose forbidden keys are no operands.
@@ -361,21 +432,28 @@ HWY_INLINE void PvKeyRange(const AttentionTask& t, T /*type of V*/, DecodeRow* r
     for (size_t j = 0; j < n; ++j, v += stride) {
       const int32_t key = block.begin + static_cast<int32_t>(first + j);
       const bool permitted = key >= rows[0].lo && key <= rows[0].hi && !(block.use_bias && rows[0].bias[at + j] == kMinusInf);
-      if (permitted) Pv1(v, rows[0].p[at + j] * rule.weight, 0, dim, rows[0].block_o);
+      if (permitted) Pv1(v, rows[0].p[at + j] * rule.weight, dim, rows[0].block_o);
     }
     return;
   }
   if (t.block_table) {
     PrefetchPaged(t, VSide(t), T(), block.begin + static_cast<int32_t>(first), n, block.walk_end, dim);
-  } else if (PrefetchesRows(num_rows, stride, dim) || (kWidensOnce<T> && num_rows >= 4)) {
+  } else if (PrefetchesRows(T(), num_rows, stride, dim) || (kWidensOnce<T> && num_rows >= 4)) {
     for (size_t j = 0; j < n; ++j) PrefetchRow(v + (static_cast<int64_t>(j) + kPrefetchRows<T>) * stride, dim);
+  } else {
+    PrefetchTurn(v + kChunkKeys * dim);
   }
+  // O of the block's keys alone begins with its first chunk, and is added to o with the last.
+  const bool last = first + n == static_cast<size_t>(block.end - block.begin);
+  const auto from = [&](const DecodeRow& row) HWY_ATTR { return first == 0 ? nullptr : row.block_o; };
+  const auto base = [&](const DecodeRow& row) HWY_ATTR { return last ? row.o : nullptr; };
+  const auto to = [&](const DecodeRow& row) HWY_ATTR { return last ? row.o : row.block_o; };
   size_t r = 0;
   if constexpr (kWidensOnce<T>) {
-    for (; r + 4 <= num_rows; r += 4) PvChunk4(v, stride, rows[r].p + at, dim, n, rows[r].block_o, pitch);
+    for (; r + 4 <= num_rows; r += 4) PvChunk4(v, stride, rows[r].p + at, dim, n, from(rows[r]), base(rows[r]), to(rows[r]), pitch);
   }
-  for (; r + 2 <= num_rows; r += 2) PvChunk<2>(v, stride, rows[r].p + at, dim, n, rows[r].block_o, pitch);
-  for (; r < num_rows; ++r) PvChunk<1>(v, stride, rows[r].p + at, dim, n, rows[r].block_o, pitch);
+  for (; r + 2 <= num_rows; r += 2) PvChunk<2>(v, stride, rows[r].p + at, dim, n, from(rows[r]), base(rows[r]), to(rows[r]), pitch);
+  for (; r < num_rows; ++r) PvChunk<1>(v, stride, rows[r].p + at, dim, n, from(rows[r]), base(rows[r]), to(rows[r]), pitch);
 }
 
 // Calls f(first, n) for those of the block's keys [first, first + n), counted from begin, that lie one stride apart: all, or a page's.
@@ -464,7 +542,7 @@ HWY_INLINE void DotRun(Int8Products /*policy*/, const AttentionTask& t, const Ke
     for (; r < num_rows; ++r) DotTransposedKeys<1>(transposed, groups, rows[r].fixed, q_bytes, keys, rows[r].p + at + j);
   }
   for (size_t r = 0; r < num_rows; ++r) {
-    if (!rows[r].fits) DotChunk<1>(k, stride, rows[r].q, pitch, dim, n, false, rows[r].p + at);
+    if (!rows[r].fits) DotChunk<1>(k, stride, rows[r].q, pitch, dim, n, 0, rows[r].p + at);
   }
 }
 #endif
@@ -517,7 +595,7 @@ HWY_NOINLINE void DecodeRows(P policy, const AttentionTask& t, const KernelScrat
       }
       if (j < pv_keys) PvPart(policy, t, rows, n, block, j, HWY_MIN(kChunk, pv_keys - j), rule, redo);
     }
-    for (size_t r = 0; pending && r < n; ++r) AddBlock(policy, t, rows[r], o_pitch);
+    for (size_t r = 0; pending && r < n; ++r) AddBlock(policy, t, rows[r], o_pitch, redo);
     if (more && scales.k) LoadScales(t, KSide(t), next, k_scale);
     if (more && scales.v) LoadScales(t, VSide(t), next, v_scale);
     for (size_t r = 0; more && r < n; ++r) {

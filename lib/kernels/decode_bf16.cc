@@ -84,7 +84,7 @@ HWY_INLINE VF SumsOf4Keys(VF x, VF y, VF z, VF w) {
 
 // SumsInBlocks of one key with NQ rows of q, or the one row's sum itself.
 template <int NQ>
-HWY_INLINE VF DotPairKey(const BF16* k, int64_t stride, const float* HWY_RESTRICT q, size_t pitch, size_t dim, bool ahead) {
+HWY_INLINE VF DotPairKey(const BF16* k, int64_t stride, const float* HWY_RESTRICT q, size_t pitch, size_t dim, int32_t ahead) {
   if (ahead) PrefetchRow(k + kPrefetchPairRows * stride, dim);
   VF a = hn::Zero(DF()), b = a, c = a, e = a;
   DotPairRow<NQ>(k, q, pitch, dim, a, b, c, e);
@@ -95,7 +95,7 @@ HWY_INLINE VF DotPairKey(const BF16* k, int64_t stride, const float* HWY_RESTRIC
 // s[row * kBlockKeys + key] for NQ rows of q and neighbouring keys, 4 at a time: the ends of 16 sums are one vector's. Groups of 4 begin where the
 // run does; no bit depends on that.
 template <int NQ>
-HWY_NOINLINE void DotPairChunk(const BF16* k, int64_t stride, const float* HWY_RESTRICT q, size_t pitch, size_t dim, size_t keys, bool ahead,
+HWY_NOINLINE void DotPairChunk(const BF16* k, int64_t stride, const float* HWY_RESTRICT q, size_t pitch, size_t dim, size_t keys, int32_t ahead,
                                float* s) {
   for (size_t j = 0; j < keys; j += 4) {
     const size_t n = HWY_MIN(keys - j, size_t{4});
@@ -125,11 +125,11 @@ HWY_INLINE void DotRun(Bf16Products /*policy*/, const AttentionTask& t, const Ke
   const int64_t stride = t.k_stride_row;
   const BF16* const k = static_cast<const BF16*>(KRow(t, key));
   if (t.block_table) PrefetchPaged(t, KSide(t), BF16(), key, n, block.walk_end, dim);
-  const bool ahead = !t.block_table && (num_rows > 1 || PrefetchesRows(num_rows, stride, dim));
+  const int32_t ahead = !t.block_table && (num_rows > 1 || PrefetchesRows(BF16(), num_rows, stride, dim)) ? 1 : 0;
   size_t r = 0;
-  for (; r + 4 <= num_rows; r += 4) DotPairChunk<4>(k, stride, rows[r].q, pitch, dim, n, ahead && r == 0, rows[r].p + at);
-  for (; r + 2 <= num_rows; r += 2) DotPairChunk<2>(k, stride, rows[r].q, pitch, dim, n, ahead && r == 0, rows[r].p + at);
-  for (; r < num_rows; ++r) DotPairChunk<1>(k, stride, rows[r].q, pitch, dim, n, ahead && r == 0, rows[r].p + at);
+  for (; r + 4 <= num_rows; r += 4) DotPairChunk<4>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
+  for (; r + 2 <= num_rows; r += 2) DotPairChunk<2>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
+  for (; r < num_rows; ++r) DotPairChunk<1>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
 }
 
 // ---- Softmax
@@ -137,6 +137,8 @@ HWY_INLINE void DotRun(Bf16Products /*policy*/, const AttentionTask& t, const Ke
 template <>
 constexpr size_t kPolicyVectors<Bf16Products> = 2;
 
+template <>
+constexpr bool kScalesScores<Bf16Products> = true;
 template <class V>
 HWY_INLINE V ScaleScore(Bf16Products /*policy*/, V s, float factor) {
   return hn::Mul(s, hn::Set(DF(), factor));
@@ -301,7 +303,7 @@ HWY_INLINE void PvPart(Bf16Products /*policy*/, const AttentionTask& t, DecodeRo
     } else {
       if (t.block_table) {
         PrefetchPaged(t, VSide(t), BF16(), key, 2 * run.pairs, block.walk_end, dim);
-      } else if (num_rows > 1 || PrefetchesRows(num_rows, stride, dim)) {
+      } else if (num_rows > 1 || PrefetchesRows(BF16(), num_rows, stride, dim)) {
         for (size_t i = 0; i < 2 * run.pairs; ++i) {
           PrefetchRow(reinterpret_cast<const BF16*>(run.low) + (static_cast<int64_t>(i) + kPrefetchPairRows) * stride, dim);
         }
@@ -315,7 +317,7 @@ HWY_INLINE void PvPart(Bf16Products /*policy*/, const AttentionTask& t, DecodeRo
 }
 
 // o += block_o, whose columns are put in order, and which is left 0.
-HWY_INLINE void AddBlock(Bf16Products /*policy*/, const AttentionTask& t, const DecodeRow& row, size_t pitch) {
+HWY_INLINE void AddBlock(Bf16Products /*policy*/, const AttentionTask& t, const DecodeRow& row, size_t pitch, bool /*redo*/) {
   alignas(64) static constexpr uint32_t kFirst[16] = {0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23};
   alignas(64) static constexpr uint32_t kSecond[16] = {8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31};
   const DF d;
