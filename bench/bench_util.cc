@@ -175,7 +175,7 @@ void Case::Check() {
     p.v_scale = From(p.v_scale, b, h);
     p.out = From(p.out, b, h * group);
     if (p.sinks) p.sinks += h * group;
-    const fovea::AttentionCheck check = fovea::CheckAttention(p, step, fovea::WeightsOf(info_));
+    const fovea::AttentionCheck check = fovea::CheckAttention(p, step, fovea::ArithmeticOf(info_));
     max_err_ = std::max(max_err_, check.out.error);
     naive_err_ = std::max(naive_err_, check.out.naive);
     if (!check.passed()) {
@@ -199,7 +199,7 @@ double Case::Run() {
 void Case::MeasureLimits(Round* round) {
   // A quarter of the call's work, but long enough to be timed and short enough to see the clock that the call saw.
   const double flop = std::clamp(info_.flop / (4 * shape_.threads), 1e7, 4e9);
-  const bool bf16_dot = fovea::WeightsOf(info_) == fovea::Weights::kBf16;
+  const bool bf16_dot = fovea::ArithmeticOf(info_) == fovea::Arithmetic::kBf16Weights;
   round->fma_rate = (bf16_dot ? Bf16DotRate : FmaRate)(shape_.target, flop, shape_.threads);
   round->read_rate = ReadRate(shape_.target, spans_, shape_.threads);
 }

@@ -35,7 +35,7 @@ int64_t Detect() {
     return bits;
   }
   bits |= HWY_AVX3;
-  if (__builtin_cpu_supports("avx512bf16")) bits |= kBf16Target;
+  if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512vnni")) bits |= kBf16Target;
   if (!__builtin_cpu_supports("avx512vnni") || !__builtin_cpu_supports("avx512vbmi") ||
       !__builtin_cpu_supports("avx512vbmi2") || !__builtin_cpu_supports("avx512bitalg") ||
       !__builtin_cpu_supports("avx512vpopcntdq") || !__builtin_cpu_supports("gfni") ||

@@ -171,13 +171,17 @@ fovea_status Describe(const fovea_attention_params* params, const fovea_exec* ex
   }
   const KernelTable& table = *call.target->table;
   const KernelScratch scratch = WorkerScratch(*plan, 0);
-  bool prefill = false, decode = false;
+  const char *prefill = nullptr, *decode = nullptr;  // their types; a batch's decode may be of two: the one that is not f32
+  bool converts = false;
   double pairs = 0.0, scores_pairs = 0.0;
   for (int64_t n = 0; n < plan->num_tasks[0]; ++n) {
     AttentionTask t;
     FillTask(*plan, p, plan->tasks[0][n], &t);
     const bool is_decode = plan->tasks[0][n].decode;
-    (is_decode ? decode : prefill) = true;
+    const char* const type = ChooseKernel(p, *call.target, plan->tasks[0][n]).type;
+    const char*& first = is_decode ? decode : prefill;
+    if (!first || strcmp(first, "f32") == 0) first = type;
+    converts |= strcmp(type, "bf16") != 0;
     pairs += static_cast<double>(table.live_pairs(t, scratch, !is_decode));
   }
   const int32_t lanes = table.vector_lanes();
@@ -186,11 +190,10 @@ fovea_status Describe(const fovea_attention_params* params, const fovea_exec* ex
   }
   snprintf(info->target, sizeof info->target, "%s", call.target->name);
   char tile[48] = "";
-  const bool bf16_prefill = HasBf16Prefill(p, *call.target);
-  if (prefill) snprintf(tile, sizeof tile, "prefill_%s_%dx%d", bf16_prefill ? "bf16" : "f32", table.tile_keys, lanes * kTileVecs);
-  snprintf(info->kernels, sizeof info->kernels, "%s%s%s%s%s", tile, prefill && decode ? " " : "", decode ? "decode_f32" : "",
-           plan->num_tasks[1] ? " merge_f32" : "", plan->num_tasks[2] ? " scores_f32" : "");
-  DescribeConversions(p, bf16_prefill && !decode, info->conversions, sizeof info->conversions);
+  if (prefill) snprintf(tile, sizeof tile, "prefill_%s_%dx%d", prefill, table.tile_keys, lanes * kTileVecs);
+  snprintf(info->kernels, sizeof info->kernels, "%s%s%s%s%s%s", tile, prefill && decode ? " " : "", decode ? "decode_" : "",
+           decode ? decode : "", plan->num_tasks[1] ? " merge_f32" : "", plan->num_tasks[2] ? " scores_f32" : "");
+  DescribeConversions(p, plan->num_tasks[0] > 0 && !converts, info->conversions, sizeof info->conversions);
   info->num_threads = call.workers;
   info->phases = plan->num_phases;
   info->tasks = plan->num_tasks[0] + plan->num_tasks[1] + plan->num_tasks[2];

@@ -249,8 +249,17 @@ fovea_status BuildPlan(const fovea_attention_params& p, uint32_t flags, const Ta
   return FOVEA_OK;
 }
 
-bool HasBf16Prefill(const fovea_attention_params& p, const Target& target) {
-  return target.table->prefill_bf16 && p.q.dtype == FOVEA_BF16 && p.k.dtype == FOVEA_BF16 && p.v.dtype == FOVEA_BF16;
+KernelChoice ChooseKernel(const fovea_attention_params& p, const Target& target, const PlanTask& task) {
+  const KernelTable& table = *target.table;
+  const bool bf16 = p.q.dtype == FOVEA_BF16 && p.k.dtype == FOVEA_BF16 && p.v.dtype == FOVEA_BF16;
+  if (!task.decode) {
+    if (table.prefill_bf16 && bf16) return {table.prefill_bf16, "bf16"};
+    return {table.prefill_f32, "f32"};
+  }
+  // One row of q is bound by memory as it is.
+  if (task.lane_count > 1 && table.decode_bf16 && bf16) return {table.decode_bf16, "bf16"};
+  if (task.lane_count > 1 && table.decode_i8 && p.k.dtype == FOVEA_I8) return {table.decode_i8, "i8"};
+  return {table.decode_f32, "f32"};
 }
 
 KernelScratch WorkerScratch(const fovea_plan& plan, int32_t worker) {

@@ -61,8 +61,12 @@ fovea_status BuildPlan(const fovea_attention_params& p, uint32_t flags, const Ta
 // Fills what RowRange reads, for all keys of sequence b.
 void FillRange(const fovea_attention_params& p, int64_t b, AttentionTask* t);
 
-// Whether prefill tasks run prefill_bf16.
-bool HasBf16Prefill(const fovea_attention_params& p, const Target& target);
+// The kernel of an attention task.
+struct KernelChoice {
+  void (*run)(const AttentionTask&, const KernelScratch&);
+  const char* type;  // "f32", "bf16", "i8": what it multiplies
+};
+KernelChoice ChooseKernel(const fovea_attention_params& p, const Target& target, const PlanTask& task);
 
 // What the kernel of a task is handed, with p's data pointers.
 void FillTask(const fovea_plan& plan, const fovea_attention_params& p, const PlanTask& task, AttentionTask* t);

@@ -94,7 +94,7 @@ bool Permitted(const fovea_attention_params& p, int64_t b, int64_t h, int64_t i,
 }
 
 template <typename T>
-void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t i, ReferenceRow<T>* row, Weights rounding) {
+void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t i, ReferenceRow<T>* row, Arithmetic arithmetic) {
   const int64_t kv_len = KvLen(p, b);
   const int64_t kv_head = h / (p.num_q_heads / p.num_kv_heads);
   const int64_t pos = QueryPosition(p, b, i);
@@ -121,6 +121,10 @@ void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t 
     const float* scales = Row(p.k_channel_scale, nullptr, b, kv_head, 0, p.head_dim, &kv_buffer);
     for (size_t c = 0; c < q.size(); ++c) q[c] *= static_cast<T>(scales[c]);
   }
+  double q_step = 0;  // a fixed-point q is off by up to 2^-24 times 4 of these
+  for (size_t c = 0; c < q.size() && arithmetic == Arithmetic::kInt8Dot; ++c) {
+    q_step = std::max(q_step, Finite(std::fabs(static_cast<double>(q[c]))) / 2);
+  }
   for (int64_t j = 0; j < kv_len; ++j) {
     const size_t at = static_cast<size_t>(j);
     permitted[at] = Permitted(p, b, h, i, j);
@@ -130,7 +134,7 @@ void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t 
     double magnitude = 0;
     for (int64_t c = 0; c < p.head_dim; ++c) {
       dot += q[static_cast<size_t>(c)] * static_cast<T>(k[c]);
-      magnitude += std::fabs(static_cast<double>(q[static_cast<size_t>(c)]) * static_cast<double>(k[c]));
+      magnitude += (std::fabs(static_cast<double>(q[static_cast<size_t>(c)])) + q_step) * std::fabs(static_cast<double>(k[c]));
     }
     const float k_scale = KvScale(p, p.k_scale, b, kv_head, j);
     T score = scale * dot * static_cast<T>(k_scale);
@@ -172,7 +176,7 @@ void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t 
     if (!permitted[j]) continue;
     weights[j] = std::exp(s[j] - shift);
     if constexpr (std::is_same_v<T, float>) {
-      if (rounding == Weights::kBf16) weights[j] = Round(FOVEA_BF16, weights[j]);
+      if (arithmetic == Arithmetic::kBf16Weights) weights[j] = Round(FOVEA_BF16, weights[j]);
     }
     sum += weights[j];
   }
@@ -199,8 +203,8 @@ void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t 
       row->v_magnitude = std::max(row->v_magnitude, Finite(std::fabs(static_cast<double>(v[c]) * static_cast<double>(v_scale))));
     }
   }
-  row->spreads.assign(rounding == Weights::kBf16 ? row->out.size() : 0, 0);
-  for (int64_t j = 0; j < kv_len && rounding == Weights::kBf16; ++j) {
+  row->spreads.assign(arithmetic == Arithmetic::kBf16Weights ? row->out.size() : 0, 0);
+  for (int64_t j = 0; j < kv_len && arithmetic == Arithmetic::kBf16Weights; ++j) {
     const size_t at = static_cast<size_t>(j);
     if (!permitted[at] || empty) continue;
     const double weight = static_cast<double>(weights[at] / sum);
@@ -214,8 +218,8 @@ void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t 
   }
 }
 
-template void EvaluateRow(const fovea_attention_params&, int64_t, int64_t, int64_t, ReferenceRow<double>*, Weights);
-template void EvaluateRow(const fovea_attention_params&, int64_t, int64_t, int64_t, ReferenceRow<float>*, Weights);
+template void EvaluateRow(const fovea_attention_params&, int64_t, int64_t, int64_t, ReferenceRow<double>*, Arithmetic);
+template void EvaluateRow(const fovea_attention_params&, int64_t, int64_t, int64_t, ReferenceRow<float>*, Arithmetic);
 
 namespace {
 
@@ -296,14 +300,14 @@ void Judge(const std::vector<Difference>& all, double unit, double factor, doubl
 
 }  // namespace
 
-AttentionCheck CheckAttention(const fovea_attention_params& p, int64_t row_step, Weights weights) {
+AttentionCheck CheckAttention(const fovea_attention_params& p, int64_t row_step, Arithmetic arithmetic) {
   AttentionCheck check;
   ReferenceRow<double> oracle;
   ReferenceRow<float> naive;
   std::vector<Difference> out, lse, scores;
   std::vector<float> got;
   const double weight_rounding = 1.04 * 0x1p-8, out_rounding = p.out.dtype == FOVEA_BF16 ? 0x1p-8 : p.out.dtype == FOVEA_F16 ? 0x1p-11 : 0;
-  std::vector<double> out_roundings, lse_roundings(weights == Weights::kBf16 ? 1 : 0, weight_rounding);
+  std::vector<double> out_roundings, lse_roundings(arithmetic == Arithmetic::kBf16Weights ? 1 : 0, weight_rounding);
   const double largest = p.out.dtype == FOVEA_F16 ? 65504 : p.out.dtype == FOVEA_BF16 ? 0x1.FEp127 : static_cast<double>(FLT_MAX);
   for (int64_t b = 0; b < p.batch; ++b) {
     for (int64_t h = 0; h < p.num_q_heads; ++h) {
@@ -312,8 +316,8 @@ AttentionCheck CheckAttention(const fovea_attention_params& p, int64_t row_step,
       scores.clear();
       double dot_magnitude = 0, v_magnitude = 0;
       for (int64_t i = 0; i < QLen(p, b); i += row_step) {
-        EvaluateRow(p, b, h, i, &oracle, weights);
-        EvaluateRow(p, b, h, i, &naive, weights);
+        EvaluateRow(p, b, h, i, &oracle, arithmetic);
+        EvaluateRow(p, b, h, i, &naive, arithmetic);
         out_roundings = oracle.spreads;
         for (size_t c = 0; c < out_roundings.size(); ++c) {
           out_roundings[c] = weight_rounding * out_roundings[c] + out_rounding * Finite(std::fabs(oracle.out[c])) +
@@ -332,7 +336,7 @@ AttentionCheck CheckAttention(const fovea_attention_params& p, int64_t row_step,
           const bool probabilities = p.scores_stage == FOVEA_SCORES_PROBABILITIES;
           std::vector<double> roundings;
           for (double weight : oracle.scores) {
-            if (probabilities && weights == Weights::kBf16) roundings.push_back(weight_rounding * Finite(weight));
+            if (probabilities && arithmetic == Arithmetic::kBf16Weights) roundings.push_back(weight_rounding * Finite(weight));
           }
           Compare(Row(p.scores, p.cu_seqlens_q, b, h, i, p.kv_len, &got), p.scores.stride_col, oracle.scores, naive.scores,
                   i, Infinite::kExact, probabilities ? nullptr : oracle.magnitudes.data(), oracle.row_magnitude,

@@ -30,7 +30,7 @@ struct ReferenceRow {
   double row_magnitude;  // max of magnitudes over the keys that matter, P >= 2^-24 and S > -FLT_MAX (all such scores
                          // are equal, exactly), and of |sink| where its weight is as much
   double v_magnitude;  // max |V| over permitted keys
-  std::vector<double> spreads;  // per column: sum_j P_j |V_j - O|, what O moves by if each P moves by its own size; with Weights::kBf16 only
+  std::vector<double> spreads;  // per column: sum_j P_j |V_j - O|, what O moves by if each P moves by its own size; with kBf16Weights only
 };
 
 // T = double or float. In T throughout, no fused multiply-add, sums in the order of the index, std::exp, std::tanh,
@@ -40,14 +40,20 @@ struct ReferenceRow {
 //   log(l)
 // With T = float out is rounded to its dtype. I8: S_j = (scale * sum_k (q_k channel_k) k_jk) * k_scale_j, O = sum_j (P_j v_scale_j) V_j.
 // K, V and bias of a key that is not permitted are not read; for RAW and SOFT_CAPPED scores, K of every key is.
-// Weights::kBf16: with T = float exp(S_j - m) is rounded to bf16 before it is summed and used.
-enum class Weights { kF32, kBf16 };
+// What the kernels' arithmetic has beside f32, for the bounds and for T = float.
+enum class Arithmetic {
+  kF32,
+  kBf16Weights,  // exp(S_j - m) is rounded to bf16 before it is summed and used
+  kInt8Dot,      // int8 k by integers: q scaled is rounded to fixed point, by max |q| 2^-23; magnitudes have |q| + max |q| / 2 for |q|
+};
 template <typename T>
-void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t i, ReferenceRow<T>* row, Weights weights = Weights::kF32);
+void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t i, ReferenceRow<T>* row,
+                 Arithmetic arithmetic = Arithmetic::kF32);
 
 // Of a call for which fovea_attention_describe() gave these kernels.
-inline Weights WeightsOf(const fovea_attention_info& info) {
-  return std::strstr(info.kernels, "prefill_bf16") ? Weights::kBf16 : Weights::kF32;
+inline Arithmetic ArithmeticOf(const fovea_attention_info& info) {
+  if (std::strstr(info.kernels, "_bf16")) return Arithmetic::kBf16Weights;
+  return std::strstr(info.kernels, "decode_i8") ? Arithmetic::kInt8Dot : Arithmetic::kF32;
 }
 
 // One output against the oracle.
@@ -74,11 +80,11 @@ struct AttentionCheck {
 // errors of a sum in order add up like a random walk, which a softmax averages and a single score does not. A naive
 // that is not finite counts as exact. In bf16 and f16 naive and out are rounded at the same point; past the largest finite number of out's dtype
 // Inf is right. An out of +-Inf (from Inf in a permitted V) may be NaN as well: P may be 0 in
-// f32. Weights::kBf16 adds to the first of both, with e = 1.04 2^-8 for the rounding of P and its exp2:
+// f32. kInt8Dot: magnitudes are larger, see there. kBf16Weights adds to the first of both, with e = 1.04 2^-8 for the rounding of P and its exp2:
 //   out      e spread + u' |f64|, and 2^-125 per key for what is flushed to 0      u' of out's dtype: 2^-8, 2^-11 or 0
 //   lse      e
 //   scores   e P for PROBABILITIES
-AttentionCheck CheckAttention(const fovea_attention_params& p, int64_t row_step = 1, Weights weights = Weights::kF32);
+AttentionCheck CheckAttention(const fovea_attention_params& p, int64_t row_step = 1, Arithmetic arithmetic = Arithmetic::kF32);
 
 }  // namespace fovea
 

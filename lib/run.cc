@@ -76,7 +76,6 @@ void RunMergeTask(const fovea_plan& plan, const PlanTask& task, const AttentionT
 void RunTasks(const fovea_plan& plan, const fovea_attention_params& p, Phase phase, int64_t begin, int64_t end, int32_t worker) {
   const FpEnvScope env;
   const KernelTable& table = *plan.target->table;
-  const bool bf16_prefill = HasBf16Prefill(p, *plan.target);
   const KernelScratch scratch = WorkerScratch(plan, worker);
   const PlanTask* tasks = plan.tasks[static_cast<int32_t>(phase)];
   for (int64_t n = begin; n < end; ++n) {
@@ -85,7 +84,7 @@ void RunTasks(const fovea_plan& plan, const fovea_attention_params& p, Phase pha
     FillTask(plan, p, task, &t);
     switch (phase) {
       case Phase::kAttention:
-        (task.decode ? table.decode_f32 : bf16_prefill ? table.prefill_bf16 : table.prefill_f32)(t, scratch);
+        ChooseKernel(p, *plan.target, task).run(t, scratch);
         break;
       case Phase::kMerge:
         RunMergeTask(plan, task, t);

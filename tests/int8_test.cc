@@ -190,6 +190,95 @@ TEST_CASE("int8: k and v with head stride 0, but a scale for each head, are so m
   }
 }
 
+// Few rows take Q K^T in integers where the CPU can (decode_i8): q is rounded to fixed point, by up to max |q scaled| 2^-23. With one key LSE is
+// the score.
+TEST_CASE("int8: a score of few rows is within f32's rounding and that of q to fixed point of f64, q spiky or not, any head_dim") {
+  for (int64_t head_dim : {1, 2, 3, 4, 5, 15, 16, 17, 63, 64, 65, 128, 200, 1000}) {
+    for (const float spike : {1.0f, 1.992f, 1e5f, 1e30f, 1e-20f}) {
+      for (const bool spike_meets_zero : {false, true}) {
+        CaseSpec spec;
+        spec.seed = static_cast<uint64_t>(head_dim);
+        spec.num_q_heads = 7;
+        spec.q_len = spec.kv_len = 1;
+        spec.head_dim = head_dim;
+        spec.k_dtype = FOVEA_I8;
+        AttentionCase c(spec);
+        c.p.k_scale = c.p.k_channel_scale = fovea_tensor{};
+        const float channel = 0.75f, k_scale = 0.01f;
+        const std::vector<float> channels(static_cast<size_t>(head_dim), channel);
+        c.p.k_scale = fovea_tensor_bhs(&k_scale, FOVEA_F32, 1, 1);
+        c.p.k_channel_scale = fovea_tensor_bhsd(channels.data(), FOVEA_F32, 1, 1, head_dim);
+        const int64_t at = head_dim / 2;
+        for (int64_t h = 0; h < 7; ++h) c.q->F32(0, h, 0, at) = h % 2 ? -spike : spike;
+        if (spike_meets_zero) c.k->Set(0, 0, 0, at, 0);
+        Run(c.p);
+        for (int64_t h = 0; h < 7; ++h) {
+          double want = 0, size = 0, k_size = 0, largest = 0;
+          for (int64_t i = 0; i < head_dim; ++i) {
+            const double scale = static_cast<double>(channel * k_scale) / std::sqrt(static_cast<double>(head_dim));
+            const double q = static_cast<double>(c.q->F32(0, h, 0, i)) * scale;
+            const double k = static_cast<double>(c.k->Get(0, 0, 0, i));
+            want += q * k, size += std::fabs(q * k), k_size += std::fabs(k), largest = std::max(largest, std::fabs(q));
+          }
+          const double walk = std::max(1.0, std::sqrt(static_cast<double>(head_dim)) / 4);
+          CAPTURE(head_dim);
+          CAPTURE(spike);
+          CAPTURE(h);
+          CHECK(std::fabs(static_cast<double>(c.Lse(0, h, 0)) - want) <= 0x1p-24 * (8 * walk * size + 2 * largest * k_size) + 1e-30);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("int8: the largest sums of a dot product, and a head_dim beyond them") {
+  for (int64_t head_dim : {65535, 65536, 65537, 70001}) {
+    CaseSpec spec;
+    spec.num_q_heads = 2;
+    spec.kv_len = 3;
+    spec.head_dim = head_dim;
+    spec.v_head_dim = 4;
+    spec.k_dtype = FOVEA_I8;
+    AttentionCase c(spec);
+    const float k_scale[] = {1e-4f, 1e-4f, 1e-4f};
+    c.p.k_scale = fovea_tensor_bhs(k_scale, FOVEA_F32, 1, 3);
+    c.p.k_channel_scale = fovea_tensor{};
+    for (int64_t i = 0; i < head_dim; ++i) {
+      c.q->F32(0, 0, 0, i) = 1.99f;
+      c.q->F32(0, 1, 0, i) = -1.0f;
+      c.k->Set(0, 0, 0, i, 127);
+      c.k->Set(0, 0, 1, i, -128);
+      c.k->Set(0, 0, 2, i, static_cast<float>(i % 256 - 128));
+    }
+    Run(c.p);
+    // f32 sums of so many products of one sign leave the bound behind; an overflow would be off by millions of it.
+    const fovea::AttentionCheck check = fovea::CheckAttention(c.p);
+    CHECK(check.out.ratio < 1000);
+    CHECK(check.lse.ratio < 1000);
+  }
+}
+
+TEST_CASE("int8: a row of q that fixed point cannot hold is as ever, and the rows beside it keep their bits") {
+  for (const float bad : {std::nanf(""), kInf, -kInf, 0.0f, 1e-35f, 1e-44f}) {
+    CaseSpec spec;
+    spec.num_q_heads = 6;
+    spec.kv_len = 200;
+    spec.head_dim = 24;
+    spec.k_dtype = spec.v_dtype = FOVEA_I8;
+    AttentionCase c(spec);
+    Run(c.p);
+    const std::vector<float> before = Outputs(c.p);
+    for (int64_t i = 0; i < 24; ++i) c.q->F32(0, 2, 0, i) = bad;
+    CHECK(RunAndCheck(&c) == "");
+    const std::vector<float> after = Outputs(c.p);
+    const size_t row = before.size() / 6;
+    int64_t changed = 0;
+    for (size_t n = 0; n < before.size(); ++n) changed += n / row != 2 && before[n] != after[n];
+    CHECK(changed == 0);
+    CHECK(std::isnan(after[2 * row]) == !std::isfinite(bad));
+  }
+}
+
 TEST_CASE("int8: describe names the conversions and counts bytes and scales") {
   AttentionCase c = SmallCase(30, 100);
   c.p.k_channel_scale = fovea_tensor{};
@@ -198,6 +287,13 @@ TEST_CASE("int8: describe names the conversions and counts bytes and scales") {
   REQUIRE(fovea_attention_describe(&c.p, nullptr, &info) == FOVEA_OK);
   CHECK(info.conversions == std::string("k I8, v I8"));
   CHECK(info.bytes == 2.0 * 4 * 30 * (20 + 36) + 2.0 * 100 * (20 + 36 + 8));
+  for (const int64_t q_len : {1, 2}) {
+    AttentionCase few = SmallCase(q_len);
+    REQUIRE(fovea_attention_describe(&few.p, nullptr, &info) == FOVEA_OK);
+    const bool has_vnni = target_name == "AVX3_BF16" || target_name == "AVX3_DL";
+    if (target_name == "AVX3_ZEN4" || target_name == "AVX3_SPR") continue;
+    CHECK(info.kernels == std::string(has_vnni && q_len > 1 ? "decode_i8" : "decode_f32"));
+  }
 }
 
 TEST_CASE("int8: append, then attention: within the quantization's error of the same numbers in f32") {

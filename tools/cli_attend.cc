@@ -211,7 +211,7 @@ int RunAttend(const AttendOptions& o) {
     good &= ReportExpected("lse", LargestError(lse, expect_lse, 1), o.tolerance.value_or(kDefaultTolerance));
   }
   if (o.check) {
-    const AttentionCheck check = CheckAttention(params, 1, WeightsOf(info));
+    const AttentionCheck check = CheckAttention(params, 1, ArithmeticOf(info));
     good &= ReportChecked("out", check.out);
     good &= ReportChecked("lse", check.lse);
     if (!o.weights.empty()) good &= ReportChecked("weights", check.scores);

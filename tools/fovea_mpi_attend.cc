@@ -324,7 +324,7 @@ bool Check(const Problem& p, fovea_attention_params params, const Part& joined, 
   ThrowOnError(fovea_attention_describe(&params, &exec, &info));
   bool good = true;
   const auto check = [&](int count, double limit) {
-    const AttentionCheck result = CheckAttention(params, 1, WeightsOf(info));
+    const AttentionCheck result = CheckAttention(params, 1, ArithmeticOf(info));
     good &= ReportChecked(fmt::format("out of {} rank{}", count, count == 1 ? "" : "s"), result.out, limit);
     good &= ReportChecked(fmt::format("lse of {} rank{}", count, count == 1 ? "" : "s"), result.lse, limit);
   };

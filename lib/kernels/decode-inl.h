@@ -19,6 +19,7 @@
 #include "hwy/highway.h"
 #include "lib/kernels/convert-inl.h"
 #include "lib/kernels/dot-inl.h"
+#include "lib/kernels/int8_dot-inl.h"
 #include "lib/kernels/query_tile-inl.h"
 #include "lib/kernels/score-inl.h"
 
@@ -27,11 +28,16 @@ namespace fovea {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
+// What the products are made of: f32, whatever is stored. Others derive from it and overload those of the functions under "Policy" that differ.
+struct F32Products {};
+
 // Keys of a block, the group of the running maximum; two blocks are under way at a time, each in its half of scratch.
 constexpr int32_t kDecodeKeys = 64;
 static_assert(2 * kDecodeKeys <= kBlockKeys, "scratch holds kBlockKeys");
 // Keys whose K rows, and then as many V rows, are read in one go: 4 KB of each at head_dim 128 in f32. All rows of q share them while they are in L1.
 constexpr size_t kChunkKeys = 8;
+template <class P>
+constexpr size_t kPolicyChunkKeys = kChunkKeys;
 
 HWY_INLINE size_t PadToVector(size_t n) {
   const size_t N = hn::Lanes(DF());
@@ -49,7 +55,9 @@ HWY_INLINE size_t PadToVector(size_t n) {
 // - No bool and no struct by value is passed through the stack: compilers store its bytes one by one and load them as words, which waits.
 // Rows of q from which on the scheduler is full.
 constexpr size_t kPrefetchFrom = kTileKeys == 4 ? 1 : 5;
-constexpr int32_t kPrefetchRows = 12;
+// An int8 row is two cache lines at head_dim 128, and where its rows are prefetched they go by 16 at a time.
+template <class T>
+constexpr int32_t kPrefetchRows = sizeof(T) == 1 ? 24 : 12;
 
 // Rows with gaps between them are no stream to the hardware's prefetchers. Bytes come faster than they are converted.
 template <class T>
@@ -113,14 +121,14 @@ HWY_NOINLINE void DotChunk(const T* k, int64_t stride, const float* HWY_RESTRICT
   for (; NQ == 1 && j + 4 <= keys; j += 4, k += 4 * stride) {
     V a = hn::Zero(d), b = a, c = a, e = a, none = a;
     const auto row = [&](const T* at, V& sum) HWY_ATTR {
-      if (ahead) PrefetchRow(at + kPrefetchRows * stride, dim);
+      if (ahead) PrefetchRow(at + kPrefetchRows<T> * stride, dim);
       DotRow<1>(at, q, pitch, dim, sum, none, none, none);
     };
     row(k, a), row(k + stride, b), row(k + 2 * stride, c), row(k + 3 * stride, e);
     SumOfLanes4(a, b, c, e, s + j);
   }
   for (; j < keys; ++j, k += stride) {
-    if (ahead) PrefetchRow(k + kPrefetchRows * stride, dim);
+    if (ahead) PrefetchRow(k + kPrefetchRows<T> * stride, dim);
     V a = hn::Zero(d), b = a, c = a, e = a;
     DotRow<NQ>(k, q, pitch, dim, a, b, c, e);
     SumOfLanes4(a, b, c, e, sums);
@@ -177,6 +185,43 @@ HWY_INLINE void PvColumns(const T* v, int64_t stride, const float* HWY_RESTRICT 
   if constexpr (W > 4) store(a4, b4, 4), store(a5, b5, 5), store(a6, b6, 6), store(a7, b7, 7);
 }
 
+// The same for 4 rows and 4 vectors of columns, on 32 registers, so that int8 is converted once for all. A row is walked in parts then, which
+// costs the wider types more than their conversion.
+template <class T>
+constexpr bool kWidensOnce = kTileKeys == 8 && sizeof(T) == 1;
+template <class T>
+HWY_INLINE void PvColumns4x4(const T* v, int64_t stride, const float* HWY_RESTRICT p, size_t c, size_t keys, const float* from, const float* base,
+                             float* to, size_t pitch) {
+  const DF d;
+  using V = hn::Vec<DF>;
+  const size_t N = hn::Lanes(d);
+  V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0;
+  V e0 = a0, e1 = a0, e2 = a0, e3 = a0, g0 = a0, g1 = a0, g2 = a0, g3 = a0;
+  const auto each = [&](const auto& f) HWY_ATTR {
+    const auto row = [&](size_t r, V& x0, V& x1, V& x2, V& x3) HWY_ATTR {
+      const size_t i = r * pitch + c;
+      f(x0, i), f(x1, i + N), f(x2, i + 2 * N), f(x3, i + 3 * N);
+    };
+    row(0, a0, a1, a2, a3), row(1, b0, b1, b2, b3), row(2, e0, e1, e2, e3), row(3, g0, g1, g2, g3);
+  };
+  if (from) each([&](V& x, size_t i) HWY_ATTR { x = hn::Load(d, from + i); });
+  const T* row = v + c;
+  for (size_t j = 0; j < keys; ++j, row += stride) {
+    const V pa = hn::Set(d, p[j]), pb = hn::Set(d, p[kBlockKeys + j]);
+    const V pe = hn::Set(d, p[2 * kBlockKeys + j]), pg = hn::Set(d, p[3 * kBlockKeys + j]);
+    const auto step = [&](V& a, V& b, V& e, V& g, size_t i) HWY_ATTR {
+      const V x = LoadF32(d, row + i * N);
+      a = hn::MulAdd(pa, x, a);
+      b = hn::MulAdd(pb, x, b);
+      e = hn::MulAdd(pe, x, e);
+      g = hn::MulAdd(pg, x, g);
+    };
+    step(a0, b0, e0, g0, 0), step(a1, b1, e1, g1, 1), step(a2, b2, e2, g2, 2), step(a3, b3, e3, g3, 3);
+  }
+  if (base) each([&](V& x, size_t i) HWY_ATTR { x = hn::Add(hn::Load(d, base + i), x); });
+  each([&](V& x, size_t i) HWY_ATTR { hn::Store(x, d, to + i); });
+}
+
 // The columns from c on, less than a vector, of one row.
 template <class T>
 HWY_INLINE void PvTail(const T* v, int64_t stride, const float* HWY_RESTRICT p, size_t c, size_t dim, size_t keys, const float* from,
@@ -217,15 +262,45 @@ HWY_NOINLINE void PvChunk(const T* v, int64_t stride, const float* p, size_t dim
   }
 }
 
+struct FixedPointRow;
+
+// The same for 4 rows.
+template <class T>
+HWY_NOINLINE void PvChunk4(const T* v, int64_t stride, const float* p, size_t dim, size_t keys, const float* from, const float* base, float* to,
+                           size_t pitch) {
+  const size_t step = 4 * hn::Lanes(DF());
+  size_t c = 0;
+  for (; c + step <= dim; c += step) PvColumns4x4(v, stride, p, c, keys, from, base, to, pitch);
+  for (size_t r = 0; c < dim && r < 4; r += 2) {
+    const auto at = [&](auto* rows) HWY_ATTR { return rows ? rows + r * pitch + c : rows; };
+    PvChunk<2>(v + c, stride, p + r * kBlockKeys, dim - c, keys, at(from), at(base), at(to), pitch);
+  }
+}
+
+struct FixedPointRow;
+
+// The same for 4 rows.
+template <class T>
+HWY_NOINLINE void PvChunk4(const T* v, int64_t stride, const float* p, size_t dim, size_t keys, float* o, size_t pitch) {
+  const size_t whole = dim / (4 * hn::Lanes(DF())) * (4 * hn::Lanes(DF()));
+  for (size_t c = 0; c < whole; c += 4 * hn::Lanes(DF())) PvColumns4x4(v, stride, p, c, keys, o, pitch);
+  if (whole == dim) return;
+  PvChunk<2>(v + whole, stride, p, dim - whole, keys, o + whole, pitch);
+  PvChunk<2>(v + whole, stride, p + 2 * kBlockKeys, dim - whole, keys, o + 2 * pitch + whole, pitch);
+}
+
 // A row of the task in scratch.
 struct DecodeRow {
   float *q, *o, *block_o, *p, *bias;  // block_o: O of this block's keys alone, added to o once, as in PvRows
   float m, l, slope;
   int32_t lo, hi, pos;
+  FixedPointRow* fixed;  // of Int8Products: q once more, and whether it could be
+  bool fits;
 };
 
-// o += block_o, which is left 0: for the redo.
-HWY_INLINE void AddBlock(const DecodeRow& row, size_t pitch) {
+// o += block_o, which is left 0: for the redo. Else P V does it with a block's last keys.
+HWY_INLINE void AddBlock(F32Products /*policy*/, const AttentionTask& /*t*/, const DecodeRow& row, size_t pitch, bool redo) {
+  if (!redo) return;
   const DF d;
   for (size_t c = 0; c < pitch; c += hn::Lanes(d)) {
     hn::Store(hn::Add(hn::Load(d, row.o + c), hn::Load(d, row.block_o + c)), d, row.o + c);
@@ -245,47 +320,71 @@ struct BlockScales {
   const float *k, *v;
 };
 
+// What DecodeSoftmax leaves to the products: how far a step goes, what a dot product is multiplied by, how the maximum moves, and P.
+template <class P>
+constexpr size_t kPolicyVectors = 1;
+
+template <class P>
+constexpr bool kScalesScores = false;
+template <class V>
+HWY_INLINE V ScaleScore(F32Products /*policy*/, V s, float /*factor*/) {
+  return s;
+}
+HWY_INLINE float MoveMax(F32Products /*policy*/, float /*m*/, float top) { return top; }
+
+// P = 2^(s - m) of the block's lanes [first, last) in place, times V's scales, which are not in the sum that is returned.
+HWY_INLINE float ExpBlock(F32Products /*policy*/, float* HWY_RESTRICT p, size_t first, size_t last, float m, const float* HWY_RESTRICT v_scale) {
+  const DF d;
+  const auto max = hn::Set(d, m);
+  auto sum = hn::Zero(d);
+  for (size_t j = first; j < last; j += hn::Lanes(d)) {
+    const auto w = Exp2(d, hn::Sub(hn::Load(d, p + j), max));
+    hn::Store(v_scale ? hn::Mul(w, hn::Load(d, v_scale + j)) : w, d, p + j);
+    sum = hn::Add(sum, w);
+  }
+  return hn::GetLane(hn::SumOfLanes(d, sum));
+}
+
 // Scores of one row for block kb, at p, to P times V's scales, which l leaves out; m, l and O follow. bias: the block's mask and bias, or null.
-HWY_NOINLINE void DecodeSoftmax(DecodeRow& row, const ScoreRule& score, int32_t kb, int32_t begin, int32_t end, float* HWY_RESTRICT p,
+template <class P>
+HWY_NOINLINE void DecodeSoftmax(P policy, DecodeRow& row, const ScoreRule& score, int32_t kb, int32_t begin, int32_t end, float* HWY_RESTRICT p,
                                 const BlockScales& scales, const float* HWY_RESTRICT bias, size_t pitch, MaxRule rule) {
   const DF d;
   const DI di;
   using V = hn::Vec<DF>;
-  const size_t N = hn::Lanes(d);
-  const size_t first = static_cast<size_t>(begin - kb) / N * N, last = static_cast<size_t>(end - kb);
+  const size_t N = hn::Lanes(d), step = kPolicyVectors<P> * N;
+  const size_t first = static_cast<size_t>(begin - kb) / step * step, last = (static_cast<size_t>(end - kb) + step - 1) / step * step;
   const V minus_inf = hn::Set(d, kMinusInf);
+  // Every lane permitted, and nothing to add: the same bits by fewer instructions.
+  const bool plain = !bias && !score.alibi && score.cap == 0.0f && row.lo <= kb + static_cast<int32_t>(first) &&
+                     row.hi >= kb + static_cast<int32_t>(last) - 1;
+  const bool as_is = plain && !scales.k && !kScalesScores<P>;
   V mx = minus_inf;
-  // As most blocks of most calls are: a dot product is the score, and all keys are permitted.
-  const size_t end_lanes = (last + N - 1) / N * N;
-  const bool plain = score.cap == 0 && !score.alibi && !bias && !scales.k && row.lo <= kb + static_cast<int32_t>(first) &&
-                     row.hi >= kb + static_cast<int32_t>(end_lanes) - 1;
-  for (size_t j = first; plain && j < last; j += N) mx = hn::Max(mx, hn::Load(d, p + j));
-  for (size_t j = first; !plain && j < last; j += N) {
-    const auto key = hn::Iota(di, kb + static_cast<int32_t>(j));
-    const V dist = hn::Abs(hn::ConvertTo(d, hn::Sub(key, hn::Set(di, row.pos))));
-    const V b = bias ? hn::Load(d, bias + j) : hn::Zero(d);
+  for (size_t j = first; j < last; j += N) {
     const V dot = scales.k ? hn::Mul(hn::Load(d, p + j), hn::Load(d, scales.k + j)) : hn::Load(d, p + j);
-    V x = AdjustScore(d, score, dot, hn::Set(d, row.slope * score.unit), dist, b);
-    const auto outside = hn::RebindMask(d, hn::Or(hn::Lt(key, hn::Set(di, row.lo)), hn::Gt(key, hn::Set(di, row.hi))));
-    x = hn::IfThenElse(hn::Or(outside, hn::Eq(b, minus_inf)), minus_inf, x);
-    hn::Store(x, d, p + j);
+    V x = ScaleScore(policy, dot, score.q_factor);
+    if (!plain) {
+      const auto key = hn::Iota(di, kb + static_cast<int32_t>(j));
+      const V dist = hn::Abs(hn::ConvertTo(d, hn::Sub(key, hn::Set(di, row.pos))));
+      const V b = bias ? hn::Load(d, bias + j) : hn::Zero(d);
+      x = AdjustScore(d, score, x, hn::Set(d, row.slope * score.unit), dist, b);
+      const auto outside = hn::RebindMask(d, hn::Or(hn::Lt(key, hn::Set(di, row.lo)), hn::Gt(key, hn::Set(di, row.hi))));
+      x = hn::IfThenElse(hn::Or(outside, hn::Eq(b, minus_inf)), minus_inf, x);
+    }
+    if (!as_is) hn::Store(x, d, p + j);
     mx = hn::Max(mx, x);
   }
-  const float top = hn::GetLane(hn::MaxOfLanes(d, mx));
-  if (top > row.m + rule.threshold) {
-    const V alpha = Exp2(d, hn::Set(d, row.m - top));
-    row.l *= hn::GetLane(alpha);
-    row.m = top;
-    for (size_t c = 0; c < pitch; c += N) hn::Store(hn::Mul(hn::Load(d, row.o + c), alpha), d, row.o + c);
+  if (!hn::AllFalse(d, hn::Gt(mx, hn::Set(d, row.m + rule.threshold)))) {
+    const float top = hn::GetLane(hn::MaxOfLanes(d, mx));
+    if (top > row.m + rule.threshold) {
+      const float m = MoveMax(policy, row.m, top);
+      const V alpha = Exp2(d, hn::Set(d, row.m - m));
+      row.l *= hn::GetLane(alpha);
+      row.m = m;
+      for (size_t c = 0; c < pitch; c += N) hn::Store(hn::Mul(hn::Load(d, row.o + c), alpha), d, row.o + c);
+    }
   }
-  V sum = hn::Zero(d);
-  const V m = hn::Set(d, row.m);
-  for (size_t j = first; j < last; j += N) {
-    const V w = Exp2(d, hn::Sub(hn::Load(d, p + j), m));
-    hn::Store(scales.v ? hn::Mul(w, hn::Load(d, scales.v + j)) : w, d, p + j);
-    sum = hn::Add(sum, w);
-  }
-  row.l += hn::GetLane(hn::SumOfLanes(d, sum));
+  row.l += ExpBlock(policy, p, first, last, row.m, scales.v);
 }
 
 // A block of the walk: keys [begin, end) of the kDecodeKeys from kb; half: 0 or 1, which half of a row's P and bias is its own.
@@ -296,11 +395,11 @@ struct DecodeBlock {
   size_t half;
 };
 
-// The rows that come kPrefetchRows after n rows from `key`, before `limit`: at the end of a page the hardware's prefetchers lose the stream.
+// The rows that come kPrefetchRows<T> after n rows from `key`, before `limit`: at the end of a page the hardware's prefetchers lose the stream.
 template <class T>
 HWY_INLINE void PrefetchPaged(const AttentionTask& t, const Side& side, T /*its type*/, int32_t key, size_t n, int32_t limit,
                               size_t dim) {
-  const int32_t first = key + kPrefetchRows, end = HWY_MIN(first + static_cast<int32_t>(n), limit);
+  const int32_t first = key + kPrefetchRows<T>, end = HWY_MIN(first + static_cast<int32_t>(n), limit);
   for (int32_t j = first; j < end; ++j) PrefetchRow(static_cast<const T*>(SideRow(t, side, j)), dim);
 }
 
@@ -339,8 +438,8 @@ HWY_INLINE void PvKeyRange(const AttentionTask& t, T /*type of V*/, DecodeRow* r
   }
   if (t.block_table) {
     PrefetchPaged(t, VSide(t), T(), block.begin + static_cast<int32_t>(first), n, block.walk_end, dim);
-  } else if (PrefetchesRows(T(), num_rows, stride, dim)) {
-    for (size_t j = 0; j < n; ++j) PrefetchRow(v + (static_cast<int64_t>(j) + kPrefetchRows) * stride, dim);
+  } else if (PrefetchesRows(T(), num_rows, stride, dim) || (kWidensOnce<T> && num_rows >= 4)) {
+    for (size_t j = 0; j < n; ++j) PrefetchRow(v + (static_cast<int64_t>(j) + kPrefetchRows<T>) * stride, dim);
   } else {
     PrefetchTurn(v + kChunkKeys * dim);
   }
@@ -350,6 +449,9 @@ HWY_INLINE void PvKeyRange(const AttentionTask& t, T /*type of V*/, DecodeRow* r
   const auto base = [&](const DecodeRow& row) HWY_ATTR { return last ? row.o : nullptr; };
   const auto to = [&](const DecodeRow& row) HWY_ATTR { return last ? row.o : row.block_o; };
   size_t r = 0;
+  if constexpr (kWidensOnce<T>) {
+    for (; r + 4 <= num_rows; r += 4) PvChunk4(v, stride, rows[r].p + at, dim, n, from(rows[r]), base(rows[r]), to(rows[r]), pitch);
+  }
   for (; r + 2 <= num_rows; r += 2) PvChunk<2>(v, stride, rows[r].p + at, dim, n, from(rows[r]), base(rows[r]), to(rows[r]), pitch);
   for (; r < num_rows; ++r) PvChunk<1>(v, stride, rows[r].p + at, dim, n, from(rows[r]), base(rows[r]), to(rows[r]), pitch);
 }
@@ -381,6 +483,72 @@ HWY_INLINE void WithType(int32_t dtype, const F& f) {
   f(0.0f);
 }
 
+// ---- Policy
+
+// Row i of head h, as the products want it, to row.q; room: as much again.
+HWY_INLINE void LoadQ(F32Products /*policy*/, const AttentionTask& t, const ScoreRule& score, int64_t i, int64_t h, DecodeRow& row, float* /*room*/) {
+  const size_t dim = static_cast<size_t>(t.head_dim), pitch = PadToVector(dim);
+  ConvertRowToF32(t.q_dtype, At(t.q, t.q_dtype, h * t.q_stride_head + i * t.q_stride_row), dim, row.q);
+  for (size_t c = 0; c < pitch; ++c) row.q[c] = c < dim ? row.q[c] * score.q_factor : 0.0f;
+  for (size_t c = 0; t.k_channel_scale && c < dim; ++c) row.q[c] *= t.k_channel_scale[c];
+}
+
+// Scores of the block's keys [first, first + n), counted from begin and one stride apart, for all rows.
+HWY_INLINE void DotRun(F32Products /*policy*/, const AttentionTask& t, const KernelScratch& /*s*/, DecodeRow* rows, size_t num_rows,
+                       const DecodeBlock& block, size_t first, size_t n) {
+  WithType(t.k_dtype, [&](auto type) HWY_ATTR { DotKeyRange(t, type, rows, num_rows, block, first, n); });
+}
+
+// block_o of all rows += P V of the block's keys [first, first + n), counted from begin. redo: one row, whose forbidden keys are no operands.
+HWY_INLINE void PvPart(F32Products /*policy*/, const AttentionTask& t, DecodeRow* rows, size_t num_rows, const DecodeBlock& block, size_t first,
+                       size_t n, MaxRule rule, bool redo) {
+  EachRun(t, block, first, n, [&](size_t from, size_t run) HWY_ATTR {
+    WithType(t.v_dtype, [&](auto type) HWY_ATTR { PvKeyRange(t, type, rows, num_rows, block, from, run, rule, redo); });
+  });
+}
+
+#if FOVEA_INT8_DOT
+// K int8: Q K^T by vpdpbusd.
+struct Int8Products : F32Products {};
+template <>
+constexpr size_t kPolicyChunkKeys<Int8Products> = kDotKeys;
+
+HWY_INLINE void LoadQ(Int8Products /*policy*/, const AttentionTask& t, const ScoreRule& score, int64_t i, int64_t h, DecodeRow& row, float* room) {
+  const size_t pitch = PadToVector(static_cast<size_t>(t.head_dim));
+  LoadQ(F32Products(), t, score, i, h, row, room);
+  row.fixed = reinterpret_cast<FixedPointRow*>(room);
+  row.fits = ToFixedPoint(row.q, pitch, row.fixed) && pitch <= kMaxInt8DotDim;
+}
+
+HWY_INLINE void DotRun(Int8Products /*policy*/, const AttentionTask& t, const KernelScratch& s, DecodeRow* rows, size_t num_rows,
+                       const DecodeBlock& block, size_t first, size_t n) {
+  const size_t dim = static_cast<size_t>(t.head_dim), pitch = PadToVector(dim), q_bytes = pitch * sizeof(float), groups = (dim + 3) / 4;
+  const size_t at = block.half * kDecodeKeys + static_cast<size_t>(block.begin - block.kb) + first;
+  const int32_t key = block.begin + static_cast<int32_t>(first);
+  const int64_t stride = t.k_stride_row;
+  const I8* const k = static_cast<const I8*>(KRow(t, key));
+  if (t.block_table) {
+    PrefetchPaged(t, KSide(t), I8(), key, n, block.walk_end, dim);
+  } else {
+    for (size_t j = 0; j < n; ++j) PrefetchRow(k + (static_cast<int64_t>(j) + kPrefetchRows<I8>) * stride, dim);
+  }
+  uint32_t* const transposed = reinterpret_cast<uint32_t*>(s.copy);
+  for (size_t j = 0; j < n; j += kDotKeys) {
+    const size_t keys = HWY_MIN(kDotKeys, n - j);
+    TransposeKeys(&k->bits + static_cast<int64_t>(j) * stride, stride, keys, dim, transposed);
+    size_t r = 0;
+    for (; r + 4 <= num_rows; r += 4) DotTransposedKeys<4>(transposed, groups, rows[r].fixed, q_bytes, keys, rows[r].p + at + j);
+    for (; r + 2 <= num_rows; r += 2) DotTransposedKeys<2>(transposed, groups, rows[r].fixed, q_bytes, keys, rows[r].p + at + j);
+    for (; r < num_rows; ++r) DotTransposedKeys<1>(transposed, groups, rows[r].fixed, q_bytes, keys, rows[r].p + at + j);
+  }
+  for (size_t r = 0; r < num_rows; ++r) {
+    if (!rows[r].fits) DotChunk<1>(k, stride, rows[r].q, pitch, dim, n, 0, rows[r].p + at);
+  }
+}
+#endif
+
+// ---- The walk
+
 // The next block with a permitted key, from kb on. False: none.
 HWY_INLINE bool NextBlock(const AttentionTask& t, size_t first_row, size_t n, int32_t lo, int32_t hi, size_t half, int32_t kb,
                           DecodeBlock* block) {
@@ -395,9 +563,11 @@ HWY_INLINE bool NextBlock(const AttentionTask& t, size_t first_row, size_t n, in
 }
 
 // All blocks for n neighbouring rows, of which first_row is the first. redo: one row, whose forbidden keys are skipped in P V. Q K^T of a block runs
-// beside P V of the one before it, kChunkKeys at a time: memory reads two streams faster than one.
-HWY_NOINLINE void DecodeRows(const AttentionTask& t, const ScoreRule& score, DecodeRow* rows, size_t n,
+// beside P V of the one before it, some keys at a time: memory reads two streams faster than one.
+template <class P>
+HWY_NOINLINE void DecodeRows(P policy, const AttentionTask& t, const KernelScratch& s, const ScoreRule& score, DecodeRow* rows, size_t n,
                              size_t first_row, MaxRule rule, bool redo) {
+  constexpr size_t kChunk = kPolicyChunkKeys<P>;
   const size_t o_pitch = PadToVector(static_cast<size_t>(t.v_head_dim));
   int32_t lo = INT32_MAX, hi = -1;
   for (size_t r = 0; r < n; ++r) {
@@ -417,26 +587,22 @@ HWY_NOINLINE void DecodeRows(const AttentionTask& t, const ScoreRule& score, Dec
     more = more && NextBlock(t, first_row, n, lo, hi, 1 - block.half, kb, &next);
     const size_t qk_keys = more ? static_cast<size_t>(next.end - next.begin) : 0;
     const size_t pv_keys = pending ? static_cast<size_t>(block.end - block.begin) : 0;
-    for (size_t j = 0; j < HWY_MAX(qk_keys, pv_keys); j += kChunkKeys) {
+    for (size_t j = 0; j < HWY_MAX(qk_keys, pv_keys); j += kChunk) {
       if (j < qk_keys) {
-        EachRun(t, next, j, HWY_MIN(kChunkKeys, qk_keys - j), [&](size_t first, size_t run) HWY_ATTR {
-          WithType(t.k_dtype, [&](auto type) HWY_ATTR { DotKeyRange(t, type, rows, n, next, first, run); });
+        EachRun(t, next, j, HWY_MIN(kChunk, qk_keys - j), [&](size_t first, size_t run) HWY_ATTR {
+          DotRun(policy, t, s, rows, n, next, first, run);
         });
       }
-      if (j < pv_keys) {
-        EachRun(t, block, j, HWY_MIN(kChunkKeys, pv_keys - j), [&](size_t first, size_t run) HWY_ATTR {
-          WithType(t.v_dtype, [&](auto type) HWY_ATTR { PvKeyRange(t, type, rows, n, block, first, run, rule, redo); });
-        });
-      }
+      if (j < pv_keys) PvPart(policy, t, rows, n, block, j, HWY_MIN(kChunk, pv_keys - j), rule, redo);
     }
-    if (pending && redo) AddBlock(rows[0], o_pitch);
+    for (size_t r = 0; pending && r < n; ++r) AddBlock(policy, t, rows[r], o_pitch, redo);
     if (more && scales.k) LoadScales(t, KSide(t), next, k_scale);
     if (more && scales.v) LoadScales(t, VSide(t), next, v_scale);
     for (size_t r = 0; more && r < n; ++r) {
       float* bias = next.use_bias ? rows[r].bias + next.half * kDecodeKeys : nullptr;
       const int64_t lane = t.lane_begin + static_cast<int64_t>(first_row + r), i = lane / t.group, h = lane % t.group;
       if (bias) LoadBias(t, MaskRow(t, i, h), BiasRow(t, i, h), next.begin, next.end, bias + (next.begin - next.kb), 1);
-      DecodeSoftmax(rows[r], score, next.kb, next.begin, next.end, rows[r].p + next.half * kDecodeKeys, scales, bias, o_pitch, rule);
+      DecodeSoftmax(policy, rows[r], score, next.kb, next.begin, next.end, rows[r].p + next.half * kDecodeKeys, scales, bias, o_pitch, rule);
     }
     pending = more;
     if (more) block = next, kb = next.kb + kDecodeKeys;
@@ -455,8 +621,9 @@ HWY_INLINE void WriteDecodeRow(const AttentionTask& t, const DecodeRow& row, siz
   if (dtype != kF32) ConvertRowFromF32(dtype, out, static_cast<size_t>(t.v_head_dim), place);
 }
 
-HWY_NOINLINE void DecodeF32(const AttentionTask& t, const KernelScratch& s) {
-  const size_t dim = static_cast<size_t>(t.head_dim), q_pitch = PadToVector(dim);
+template <class P>
+HWY_INLINE void Decode(P policy, const AttentionTask& t, const KernelScratch& s) {
+  const size_t q_pitch = PadToVector(static_cast<size_t>(t.head_dim));
   const size_t o_pitch = PadToVector(static_cast<size_t>(t.v_head_dim)), n = static_cast<size_t>(t.lane_count);
   const ScoreRule score = MakeScoreRule(t, kLog2E);
   DecodeRow rows[kDecodeMaxRows];
@@ -471,11 +638,9 @@ HWY_NOINLINE void DecodeF32(const AttentionTask& t, const KernelScratch& s) {
     row.slope = t.slopes ? t.slopes[h] : 0.0f;
     row.pos = static_cast<int32_t>(Position(t, i));
     RowRange(t, i, &row.lo, &row.hi);
-    ConvertRowToF32(t.q_dtype, At(t.q, t.q_dtype, h * t.q_stride_head + i * t.q_stride_row), dim, row.q);
-    for (size_t c = 0; c < q_pitch; ++c) row.q[c] = c < dim ? row.q[c] * score.q_factor : 0.0f;
-    for (size_t c = 0; t.k_channel_scale && c < dim; ++c) row.q[c] *= t.k_channel_scale[c];
+    LoadQ(policy, t, score, i, h, row, s.qt + (n + r) * q_pitch);
   }
-  DecodeRows(t, score, rows, n, 0, kLazyMax, false);
+  DecodeRows(policy, t, s, score, rows, n, 0, kLazyMax, false);
   for (size_t r = 0; r < n; ++r) {
     WriteRowStats(t, t.lane_begin + static_cast<int64_t>(r), rows[r].m, rows[r].l);
     WriteDecodeRow(t, rows[r], r, kLazyMax.weight);
@@ -484,14 +649,19 @@ HWY_NOINLINE void DecodeF32(const AttentionTask& t, const KernelScratch& s) {
   for (size_t r = 0; r < n; ++r) {
     if (RowIsFinite(rows[r].o, o_pitch)) continue;
     MaxRule rule = kLazyMax;
-    DecodeRows(t, score, &rows[r], 1, r, rule, true);
+    DecodeRows(policy, t, s, score, &rows[r], 1, r, rule, true);
     if (!RowIsFinite(rows[r].o, o_pitch)) {
       rule = kOverflowSafeMax;
-      DecodeRows(t, score, &rows[r], 1, r, rule, true);
+      DecodeRows(policy, t, s, score, &rows[r], 1, r, rule, true);
     }
     WriteDecodeRow(t, rows[r], r, rule.weight);
   }
 }
+
+HWY_NOINLINE void DecodeF32(const AttentionTask& t, const KernelScratch& s) { Decode(F32Products(), t, s); }
+#if FOVEA_INT8_DOT
+HWY_NOINLINE void DecodeI8(const AttentionTask& t, const KernelScratch& s) { Decode(Int8Products(), t, s); }
+#endif
 
 }  // namespace HWY_NAMESPACE
 }  // namespace fovea

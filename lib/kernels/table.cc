@@ -4,6 +4,7 @@
 #include "hwy/foreach_target.h"  // must come before highway.h
 #include "dispatch/kernel_table.h"
 #include "hwy/highway.h"
+#include "lib/kernels/int8_dot-inl.h"
 #include "lib/kernels/kernel_params.h"
 #include "lib/kernels/tile-inl.h"
 
@@ -13,6 +14,9 @@ namespace HWY_NAMESPACE {
 
 void PrefillF32(const AttentionTask& t, const KernelScratch& s);
 void DecodeF32(const AttentionTask& t, const KernelScratch& s);
+#if FOVEA_INT8_DOT
+void DecodeI8(const AttentionTask& t, const KernelScratch& s);
+#endif
 void ScoresF32(const AttentionTask& t, const KernelScratch& s);
 int64_t LivePairs(const AttentionTask& t, const KernelScratch& s, bool padded);
 void AddWeighted(int32_t dtype, const void* row, float weight, int64_t n, float* sum);
@@ -25,35 +29,41 @@ extern const LinearTypeKernels kLinearKernels[3];
 
 static HWY_NOINLINE int32_t VectorLanes() { return static_cast<int32_t>(hwy::HWY_NAMESPACE::Lanes(DF())); }
 
-using PrefillFunction = void (*)(const AttentionTask&, const KernelScratch&);
-static constexpr KernelTable MakeTable(PrefillFunction prefill_bf16) {
-  return {&VectorLanes, kTileKeys,    &PrefillF32, prefill_bf16, &DecodeF32,         &ScoresF32,
-          &LivePairs,   &AddWeighted, &StoreSum,   &Rope,        &RmsNorm,           &Quantize,
-          &LinearMultiplyF32, kLinearKernels};
+using AttentionKernel = void (*)(const AttentionTask&, const KernelScratch&);
+static constexpr KernelTable MakeTable(AttentionKernel prefill_bf16, AttentionKernel decode_bf16, AttentionKernel decode_i8) {
+  return {&VectorLanes, kTileKeys,    &PrefillF32, prefill_bf16, &DecodeF32, decode_bf16, decode_i8,          &ScoresF32,
+          &LivePairs,   &AddWeighted, &StoreSum,   &Rope,        &RmsNorm,   &Quantize,   &LinearMultiplyF32, kLinearKernels};
 }
 
 extern const KernelTable kTable;
-const KernelTable kTable = MakeTable(nullptr);
+#if FOVEA_INT8_DOT
+const KernelTable kTable = MakeTable(nullptr, nullptr, &DecodeI8);
+#else
+const KernelTable kTable = MakeTable(nullptr, nullptr, nullptr);
+#endif
 
 }  // namespace HWY_NAMESPACE
 }  // namespace fovea
 HWY_AFTER_NAMESPACE();
 
-// The targets of bf16_target.h: Highway's target with a prefill of their own (prefill_bf16.cc).
+// The targets of bf16_target.h: Highway's target with some kernels of their own (prefill_bf16.cc, decode_bf16.cc).
 #if HWY_ONCE
-#define FOVEA_BF16_TARGET(own, highways)                            \
-  namespace own {                                                   \
-  void PrefillBf16(const AttentionTask& t, const KernelScratch& s); \
-  extern const KernelTable kTable;                                  \
-  const KernelTable kTable = highways::MakeTable(&PrefillBf16);     \
-  }
-
 namespace fovea {
 #if HWY_ARCH_X86_64 && (HWY_TARGETS & HWY_AVX3)
-FOVEA_BF16_TARGET(N_AVX3_BF16, N_AVX3)
+namespace N_AVX3_BF16 {
+void PrefillBf16(const AttentionTask& t, const KernelScratch& s);
+void DecodeBf16(const AttentionTask& t, const KernelScratch& s);
+void DecodeI8(const AttentionTask& t, const KernelScratch& s);
+extern const KernelTable kTable;
+const KernelTable kTable = N_AVX3::MakeTable(&PrefillBf16, &DecodeBf16, &DecodeI8);
+}  // namespace N_AVX3_BF16
 #endif
 #if HWY_ARCH_ARM_A64 && HWY_HAVE_RUNTIME_DISPATCH && (HWY_TARGETS & HWY_NEON)
-FOVEA_BF16_TARGET(N_NEON_BFDOT, N_NEON)
+namespace N_NEON_BFDOT {
+void PrefillBf16(const AttentionTask& t, const KernelScratch& s);
+extern const KernelTable kTable;
+const KernelTable kTable = N_NEON::MakeTable(&PrefillBf16, nullptr, nullptr);
+}  // namespace N_NEON_BFDOT
 #endif
 }  // namespace fovea
 #endif

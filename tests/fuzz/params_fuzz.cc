@@ -292,7 +292,7 @@ const char* FuzzParams(const uint8_t* data, size_t size) {
   if (status != described) return "describe and forward do not agree";
   if (status != FOVEA_OK && fovea_last_error()[0] == '\0') return "a failing call left no text";
   if (status != FOVEA_OK || p.struct_size != sizeof p) return nullptr;
-  const fovea::AttentionCheck check = fovea::CheckAttention(p, 1, fovea::WeightsOf(info));
+  const fovea::AttentionCheck check = fovea::CheckAttention(p, 1, fovea::ArithmeticOf(info));
   return check.out.ratio > 1      ? "wrong out"
          : check.lse.ratio > 1    ? "wrong lse"
          : check.scores.ratio > 1 ? "wrong scores"

@@ -723,7 +723,7 @@ std::string RunAndCheck(AttentionCase* c, const fovea_exec* exec) {
   fovea_attention_info info;
   fovea_attention_info_init(&info, sizeof info);
   fovea_attention_describe(&p, exec ? exec : &drawn, &info);  // Run() has had it succeed
-  const fovea::AttentionCheck check = fovea::CheckAttention(p, 1, fovea::WeightsOf(info));
+  const fovea::AttentionCheck check = fovea::CheckAttention(p, 1, fovea::ArithmeticOf(info));
   for (const std::string& text :
        {Judgement("out", check.out), Judgement("lse", check.lse), Judgement("scores", check.scores)}) {
     if (!text.empty()) return fail(text);
