@@ -947,7 +947,7 @@ TEST_CASE("mha: with x and both caches in bf16 a prefill has the target's bf16 k
       fovea_mha_info info;
       REQUIRE(fovea_mha_info_init(&info, sizeof info) == FOVEA_OK);
       REQUIRE(fovea_mha_describe(&c.p, nullptr, &info) == FOVEA_OK);
-      const std::string wanted = narrow && target_name == "AVX3_BF16" ? "prefill_bf16" : "prefill_f32";
+      const std::string wanted = narrow && (target_name == "AVX3_BF16" || target_name == "NEON_BFDOT") ? "prefill_bf16" : "prefill_f32";
       CHECK(std::string(info.kernels).substr(0, wanted.size()) == wanted);
     }
   }
