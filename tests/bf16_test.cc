@@ -3,8 +3,10 @@
 #include <doctest/doctest.h>
 
 #include <cmath>
+#include <string>
 #include <vector>
 
+#include "lib/dtype.h"
 #include "lib/reference.h"
 #include "tests/harness/attention_case.h"
 #include "tests/harness/environment.h"
