@@ -16,6 +16,8 @@
 #define FOVEA_LIB_KERNELS_INT8_DOT_INL_H_
 #endif
 
+#include <string.h>
+
 #include "hwy/highway.h"
 #include "lib/kernels/tile-inl.h"
 
