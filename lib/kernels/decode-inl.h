@@ -28,8 +28,8 @@ namespace fovea {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// The policy, what the products are made of: f32, whatever is stored. Others derive from it and overload those functions that differ of the ones whose
-// first parameter it is, below and under "Policy", and specialize kPolicyChunkKeys, kPolicyVectors and kScalesScores.
+// The policy, what the products are made of: f32, whatever is stored. Others derive from it, overload those that differ of the functions whose first
+// parameter it is (below and under "Policy"), and specialize kPolicyChunkKeys, kPolicyVectors and kScalesScores.
 struct F32Products {};
 
 // Keys of a block, the group of the running maximum; two blocks are under way at a time, each in its half of scratch.
