@@ -19,8 +19,8 @@ struct KernelTable {
   void (*prefill_f32)(const AttentionTask&, const KernelScratch&);
   void (*prefill_bf16)(const AttentionTask&, const KernelScratch&);  // q, k and v all bf16; null: by prefill_f32, which converts them
   void (*decode_f32)(const AttentionTask&, const KernelScratch&);
-  void (*decode_bf16)(const AttentionTask&, const KernelScratch&);  // as prefill_bf16
-  void (*decode_i8)(const AttentionTask&, const KernelScratch&);  // k int8, Q K^T in integers; null: by decode_f32
+  void (*decode_bf16)(const AttentionTask&, const KernelScratch&);   // as prefill_bf16
+  void (*decode_i8)(const AttentionTask&, const KernelScratch&);     // k int8, Q K^T in integers; null: by decode_f32
   void (*scores_f32)(const AttentionTask&, const KernelScratch&);
   int64_t (*live_pairs)(const AttentionTask&, const KernelScratch&, bool padded);
   void (*add_weighted)(int32_t dtype, const void* row, float weight, int64_t n, float* sum);

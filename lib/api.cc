@@ -230,7 +230,8 @@ fovea_status CheckSamePlan(const fovea_plan& plan, const fovea_attention_params&
            p.window_right != q.window_right)
     field = "causal, q_align, q_offset or window";
   else if (!p.cu_seqlens_q != !q.cu_seqlens_q || !p.cu_seqlens_kv != !q.cu_seqlens_kv || !p.q_lens != !q.q_lens ||
-           !p.kv_lens != !q.kv_lens || !p.q_positions != !q.q_positions || !p.kv_positions != !q.kv_positions || !p.q_offsets != !q.q_offsets || LengthsHash(p) != plan.lengths_hash)
+           !p.kv_lens != !q.kv_lens || !p.q_positions != !q.q_positions || !p.kv_positions != !q.kv_positions ||
+           !p.q_offsets != !q.q_offsets || LengthsHash(p) != plan.lengths_hash)
     field = "lens, cu_seqlens, q_offsets or positions";
   if (field) return Fail(FOVEA_ERR_INVALID_ARGUMENT, "%s: differs from the params that the plan was made for", field);
   return FOVEA_OK;

@@ -1,6 +1,5 @@
 #include "lib/mha.h"
 
-#include <cstdio>
 #include <cstring>
 
 #include "lib/carver.h"

@@ -34,8 +34,8 @@ inline int32_t NumWorkers(const fovea_exec& exec) {
 #endif
 }
 
-// Calls body(worker, i) for each i in [0, n), workers pulling the next i from a counter. At most max_workers run, each with a worker number of its own.
-// body must not throw.
+// Calls body(worker, i) for each i in [0, n), workers pulling the next i from a counter. At most max_workers run, each with a worker number of its
+// own. body must not throw.
 template <class Body>
 void ParallelFor(const fovea_exec& exec, int32_t max_workers, int64_t n, const Body& body) {
   struct Shared {

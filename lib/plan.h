@@ -23,7 +23,6 @@ struct PlanTask {
   float cost;                     // FLOP and bytes in one unit, for "largest first"
 };
 
-
 }  // namespace fovea
 
 // In the caller's memory (or the library's own), followed by the arrays that it points to.

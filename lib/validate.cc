@@ -1655,7 +1655,9 @@ fovea_status CheckMhaPositions(const fovea_mha_params& p, const fovea_rope_param
   RopeNames q_names = kPartRopeNames, kv_names = p.kv_rope != nullptr ? kKvRopeNames : kPartRopeNames;
   if (IsPresent(p.x_kv)) {  // what they stand at by default is no field of theirs
     if (!HasPositions(*p.rope)) q_names.position_offsets = "rope: the position of row 0 of x";
-    if (p.kv_rope == nullptr || !HasPositions(*p.kv_rope)) kv_names.position_offset = kv_names.position_offsets = "rope: the position of row 0 of x_kv";
+    if (p.kv_rope == nullptr || !HasPositions(*p.kv_rope)) {
+      kv_names.position_offset = kv_names.position_offsets = "rope: the position of row 0 of x_kv";
+    }
   }
   if (fovea_status s = CheckRowPositions(q_names, nullptr, 0, rope); s != FOVEA_OK) return s;
   return IsPresent(p.x_kv) ? CheckRowPositions(kv_names, nullptr, 0, kv_rope) : FOVEA_OK;

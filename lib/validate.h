@@ -61,8 +61,8 @@ fovea_status CheckKvAppend(const fovea_kv_append_params* user, fovea_kv_append_p
 fovea_status CheckLinear(const fovea_linear_params* user, CheckData data, fovea_linear_params* p);
 
 // As CheckParams, of fovea_mha_forward. *attention gets the options with the layer's lengths, as a caller of fovea_attention_forward would set them,
-// but for kv_lens where there is a cache, and without q, k, v and out; it is not checked yet. *rope and *kv_rope have the lengths of q and of the new keys,
-// and their rotations where p->rope is given (rotary_dim 0 else), but q_offsets of cross attention, and no positions are checked.
+// but for kv_lens where there is a cache, and without q, k, v and out; it is not checked yet. *rope and *kv_rope have the lengths of q and of the new
+// keys, and their rotations where p->rope is given (rotary_dim 0 else), but q_offsets of cross attention, and no positions are checked.
 fovea_status CheckMha(const fovea_mha_params* user, CheckData data, fovea_mha_params* p, fovea_rope_params* rope, fovea_rope_params* kv_rope,
                       fovea_attention_params* attention, ViewList* views);
 // Once *attention has its tensors and lengths: as CheckParams of it with data, in place, and against the views of the layer.

@@ -25,8 +25,8 @@ fovea = build / "tools/fovea"
 checks = Checks()
 os.environ.pop("FOVEA_TARGET", None)
 
-# Errors: half an ulp of a bf16 output below 1/2 is 1e-3; each row is held to its own bound before it is timed. Fractions: of limits measured in turn on
-# machines that others use too, so that only what cannot be a fraction at all is refused.
+# Errors: half an ulp of a bf16 output below 1/2 is 1e-3; each row is held to its own bound before it is timed. Fractions: of limits measured in turn
+# on machines that others use too, so that only what cannot be a fraction at all is refused.
 RATE = {"GFLOP/s": 1e6, "fma_fraction": 4}
 CALL = {**RATE, "GB/s": 1e6, "bandwidth_fraction": 20, "max_err": 1e-3}
 TILE = {**RATE, "max_err": 1e-4}

@@ -1,5 +1,6 @@
-// Prefill and decode whose weights are bf16 (AVX3_BF16, and of prefill NEON_BFDOT, with q, k and v in BF16), beyond what every type is held to: dtype_test.cc, and the cases of
-// contract_test.cc and bits_test.cc, which run with bf16 inputs too. On other targets the same calls convert, and must pass as well.
+// Prefill and decode whose weights are bf16 (AVX3_BF16, and of prefill NEON_BFDOT, with q, k and v in BF16), beyond what every type is held to:
+// dtype_test.cc, and the cases of contract_test.cc and bits_test.cc, which run with bf16 inputs too. On other targets the same calls convert, and
+// must pass as well.
 #include <doctest/doctest.h>
 
 #include <cmath>
@@ -32,7 +33,8 @@ void SetEqualV(AttentionCase* c) {
     for (int64_t k = 0; k < c->spec.v_head_dim; ++k) c->v->Set(0, 0, j, k, kEqualV);
   }
 }
-// Elements of O that are not what weights that sum to 1 give, but for the roundings of equal addends (lib/NUMERICS.md), of rows that may attend to something.
+// Elements of O that are not what weights that sum to 1 give, but for the roundings of equal addends (lib/NUMERICS.md), of rows that may attend to
+// something.
 int64_t FarFromEqualV(const AttentionCase& c) {
   int64_t far = 0;
   for (int64_t h = 0; h < c.spec.num_q_heads; ++h) {

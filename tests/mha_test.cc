@@ -111,7 +111,8 @@ struct MhaCase {
     return is_packed ? Shape{1, 1, total, cols} : Shape{spec.batch, 1, len, cols};
   }
   std::unique_ptr<TestTensor> Make(fovea_dtype dtype, const Shape& shape, bool input, uint64_t tag, float factor) {
-    auto t = std::make_unique<TestTensor>(dtype, shape, spec.strides ? RandomStrides(&rng, shape, false, input && spec.broadcast) : DenseStrides(shape), guard);
+    const auto strides = spec.strides ? RandomStrides(&rng, shape, false, input && spec.broadcast) : DenseStrides(shape);
+    auto t = std::make_unique<TestTensor>(dtype, shape, strides, guard);
     Fill(t.get(), tag, factor);
     return t;
   }
@@ -231,7 +232,9 @@ struct MhaCase {
       kv_rope = rope;
       const int64_t rows = p.cu_seqlens_kv ? p.total_kv : spec.batch * spec.kv_len;
       std::vector<int32_t> ids;
-      for (int64_t i = 0; i < rows; ++i) ids.push_back(static_cast<int32_t>(ElementBits(spec.seed, 10, 0, 0, i, 0) % static_cast<uint64_t>(rope.num_positions)));
+      for (int64_t i = 0; i < rows; ++i) {
+        ids.push_back(static_cast<int32_t>(ElementBits(spec.seed, 10, 0, 0, i, 0) % static_cast<uint64_t>(rope.num_positions)));
+      }
       kv_ids = GuardedArray<int32_t>(ids, guard);
       kv_rope.position_ids = kv_ids.data(), kv_rope.position_ids_stride = spec.kv_len;
       p.kv_rope = rows > 0 ? &kv_rope : nullptr;
@@ -473,7 +476,8 @@ struct MhaCase {
   }
 
   std::vector<TestTensor*> Inputs() const {
-    std::vector<TestTensor*> all = {x.get(), x_kv.get(), wo.get(), bo.get(), q_norm.get(), k_norm.get(), cos.get(), sin.get(), mask.get(), k_channel_scale.get()};
+    std::vector<TestTensor*> all = {x.get(),      x_kv.get(), wo.get(),  bo.get(),   q_norm.get(),
+                                    k_norm.get(), cos.get(),  sin.get(), mask.get(), k_channel_scale.get()};
     for (const auto& t : w) all.push_back(t.get());
     for (const auto& t : b) all.push_back(t.get());
     all.erase(std::remove(all.begin(), all.end(), nullptr), all.end());
@@ -583,7 +587,8 @@ std::string Describe(const MhaSpec& s, uint32_t flags) {
                      (s.kv == Kv::kNone ? "" : s.kv == Kv::kPaged ? ", paged" : ", cache");
   const std::pair<const char*, bool> options[] = {{"packed weight", s.packed_weight}, {"norm", s.norm}, {"rope", s.rope}, {"packed", s.packed},
                                                   {"lens", s.lens}, {"cross", s.cross}, {"strides", s.strides}, {"causal", s.causal},
-                                                  {"mask", s.mask}, {"I8", s.cache == FOVEA_I8}, {"kv_rope", s.kv_rope}, {"BATCH_INVARIANT", flags != 0}};
+                                                  {"mask", s.mask}, {"I8", s.cache == FOVEA_I8}, {"kv_rope", s.kv_rope},
+                                                  {"BATCH_INVARIANT", flags != 0}};
   for (const auto& [name, on] : options) text += on ? std::string(", ") + name : "";
   return text;
 }
@@ -877,7 +882,8 @@ TEST_CASE("mha is its parts: projections, RoPE, append and attention by hand giv
     REQUIRE(fovea_attention_forward(&shard, &exec) == FOVEA_OK);
     out_views.push_back(shard.out), lse_views.push_back(shard.lse);
   }
-  REQUIRE(fovea_attention_merge(3, out_views.data(), lse_views.data(), 1, s.q_heads, s.q_len, s.v_head_dim, &parts.attention.out, nullptr, &exec) == FOVEA_OK);
+  REQUIRE(fovea_attention_merge(3, out_views.data(), lse_views.data(), 1, s.q_heads, s.q_len, s.v_head_dim, &parts.attention.out, nullptr,
+                                &exec) == FOVEA_OK);
   CHECK(LargestDifference(c.Y(), parts.Project(exec)) < 1e-5);
 }
 
@@ -1114,7 +1120,8 @@ TEST_CASE("mha: bad arguments are refused by name, nothing written") {
       {"window_left = -5", kInvalid, [](C* c) { c->options.window_left = -5; }},
       {"dropout_p is set", kUnsupported, [](C* c) { c->options.dropout_p = 0.5f; }},
       {"y overlaps sinks", kInvalid, [](C* c) { c->options.sinks = static_cast<float*>(c->p.y.data); }},
-      {"k_cache overlaps bias", kInvalid, [](C* c) { c->options.bias = c->p.k_cache, c->options.bias.stride_batch = c->options.bias.stride_head = 0; }},
+      {"k_cache overlaps bias", kInvalid,
+       [](C* c) { c->options.bias = c->p.k_cache, c->options.bias.stride_batch = c->options.bias.stride_head = 0; }},
       {"y overlaps lse", kInvalid, [](C* c) { c->options.lse = fovea_tensor_bhs(c->p.y.data, FOVEA_F32, 4, 9); }},
       {"lse overlaps wo", kInvalid, [](C* c) { c->options.lse = fovea_tensor_bhs(c->p.wo.data, FOVEA_F32, 4, 9); }},
       {"lse overlaps", kInvalid, [](C* c) { c->options.lse = fovea_tensor_bhs(c->p.x.data, FOVEA_F32, 4, 9); }},
@@ -1143,11 +1150,13 @@ TEST_CASE("mha: bad arguments are refused by name, nothing written") {
       {"rope.cos.dtype = NONE", kInvalid, [](C* c) { c->rope.cos = {}; }},
       {"rope: the position of row 0 of x of sequence 0 = -3", kInvalid, [](C* c) { c->options.q_align = FOVEA_Q_ALIGN_BOTTOM_RIGHT; }},
       {"rope: the position of row 0 of x of sequence 1 = 40", kInvalid, [](C* c) { c->options.q_offsets = far_offsets, c->options.q_offset = 0; }},
-      {"rope: the position of row 0 of x_kv of sequence 0 = 0: its positions, 5 rows", kInvalid, [](C* c) { c->rope.num_positions = 4, c->p.q_len = 2; }},
+      {"rope: the position of row 0 of x_kv of sequence 0 = 0: its positions, 5 rows", kInvalid,
+       [](C* c) { c->rope.num_positions = 4, c->p.q_len = 2; }},
       {"kv_rope.struct_size", kInvalid, [](C* c) { c->p.kv_rope = &c->kv_rope, c->kv_rope = {}; }},
       {"kv_rope: its batch", kInvalid, [](C* c) { c->p.kv_rope = &c->kv_rope, c->kv_rope = c->rope, c->kv_rope.q_len = 5; }},
       {"kv_rope.rotary_dim = 3", kInvalid, [](C* c) { c->p.kv_rope = &c->kv_rope, c->kv_rope = c->rope, c->kv_rope.rotary_dim = 3; }},
-      {"kv_rope.position_offset of sequence 0 = 40", kInvalid, [](C* c) { c->p.kv_rope = &c->kv_rope, c->kv_rope = c->rope, c->kv_rope.position_offset = 40; }},
+      {"kv_rope.position_offset of sequence 0 = 40", kInvalid,
+       [](C* c) { c->p.kv_rope = &c->kv_rope, c->kv_rope = c->rope, c->kv_rope.position_offset = 40; }},
       {"y overlaps kv_rope.sin", kInvalid, [](C* c) { c->p.kv_rope = &c->kv_rope, c->kv_rope = c->rope, c->kv_rope.sin.data = c->p.y.data; }},
       {"kv_rope is given: must be NULL without rope", kInvalid, [](C* c) { c->p.kv_rope = &c->rope, c->p.rope = nullptr; }},
       {"kv_len = -2", kInvalid, [](C* c) { c->p.kv_len = -2; }},

@@ -59,7 +59,8 @@ void PrintRoofline(const nlohmann::ordered_json& roofline, const std::string& ch
   }
   for (const auto& limits : roofline["targets"]) {
     if (!limits.contains("bf16_dot_gflops")) continue;
-    fmt::print("\nbf16 GFLOP/s\n{:<11}{}         by the dot product of bf16\n", limits["target"].get<std::string>(), gflops(limits, "bf16_dot_gflops"));
+    fmt::print("\nbf16 GFLOP/s\n{:<11}{}         by the dot product of bf16\n", limits["target"].get<std::string>(),
+               gflops(limits, "bf16_dot_gflops"));
   }
   fmt::print("\nread GB/s  {}    of a buffer of\n", threads);
   for (const auto& limits : roofline["targets"]) {

@@ -9,6 +9,7 @@ import numpy
 
 BFLOAT16 = numpy.dtype(ml_dtypes.bfloat16)
 
+
 class Torch:
     name = "torch"
     ops = ("prefill", "decode", "linear")

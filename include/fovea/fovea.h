@@ -199,8 +199,8 @@ typedef struct fovea_attention_params {
    * cu_seqlens_kv. Key j of sequence b is row j % page_size of page block_table[b * block_table_stride + j / page_size]. Pages lie
    * in any order and may be shared, within a sequence and between them. Only entries of keys that some row may attend to must be
    * pages, in [0, num_pages); others may hold anything (where neither length, causality nor window let a row need them they are not
-   * read, unless there are positions), but scores RAW and SOFT_CAPPED need every key. An entry that is needed and is no page is FOVEA_ERR_INVALID_ARGUMENT.
-   * The same bits as from a contiguous copy. All 0 without block_table. */
+   * read, unless there are positions), but scores RAW and SOFT_CAPPED need every key. An entry that is needed and is no page is
+   * FOVEA_ERR_INVALID_ARGUMENT. The same bits as from a contiguous copy. All 0 without block_table. */
   const int32_t* block_table; /* [batch][block_table_stride] page numbers */
   int64_t block_table_stride; /* 0: one row for all sequences; else at least the pages of the longest sequence */
   int64_t num_pages;          /* below 2^31, may be 0 */
@@ -283,7 +283,8 @@ typedef struct fovea_plan fovea_plan;
 
 /* Checks params and writes a plan into mem (fovea_attention_workspace_size() bytes, any alignment). *plan points into mem. It
  * serves any params of the same shapes, strides, options and lengths (contents of arrays included) with other data
- * pointers, such as all layers of a model, and another block_table (num_pages and page_size the same) and other positions; the target is fixed here, exec->workspace is not used. It holds the scratch of exec->num_threads workers: one run of it at a time. */
+ * pointers, such as all layers of a model, and another block_table (num_pages and page_size the same) and other positions; the
+ * target is fixed here, exec->workspace is not used. It holds the scratch of exec->num_threads workers: one run of it at a time. */
 FOVEA_API fovea_status fovea_attention_plan(const fovea_attention_params* params, const fovea_exec* exec, void* mem,
                                             size_t bytes, const fovea_plan** plan);
 /* Phases run one after another; the tasks of a phase are independent. */
@@ -352,9 +353,9 @@ FOVEA_API fovea_status fovea_linear(const fovea_linear_params* params, const fov
 
 /* Joins n partial results over disjoint sets of keys (threads, devices, hosts), in their order:
  *   lse = log(sum_p exp(lses[p])),  out = sum_p exp(lses[p] - lse) outs[p]
- * outs[p], out: F32, BF16 or F16, each its own, [batch][num_heads][rows][v_head_dim]; lses[p], lse: F32 [batch][num_heads][rows]; lse may be NULL. A part with
- * LSE = -inf is not an operand; all parts so: out = 0, lse = -inf. out may be outs[0] and lse lses[0], exactly; other overlap
- * of outputs is an error. Give sinks to exactly one part. NaN reaches its own row only.
+ * outs[p], out: F32, BF16 or F16, each its own, [batch][num_heads][rows][v_head_dim]; lses[p], lse: F32
+ * [batch][num_heads][rows]; lse may be NULL. A part with LSE = -inf is not an operand; all parts so: out = 0, lse = -inf. out may
+ * be outs[0] and lse lses[0], exactly; other overlap of outputs is an error. Give sinks to exactly one part. NaN reaches its own row only.
  * Source: Dao et al. 2023, "Flash-Decoding"; Ye et al. 2025, "FlashInfer", sec. 2.2. */
 FOVEA_API fovea_status fovea_attention_merge(int32_t n, const fovea_tensor* outs, const fovea_tensor* lses, int64_t batch,
                                              int64_t num_heads, int64_t rows, int64_t v_head_dim, const fovea_tensor* out,
@@ -547,8 +548,8 @@ FOVEA_API fovea_status fovea_kv_append(const fovea_kv_append_params* params, con
  *
  * RMS norm: x[d] / sqrt(mean_d x[d]^2 + norm_eps) * norm[d]. q, k, v, o are f32 in the workspace; y and the cache are rounded
  * once. Where x and both caches are BF16, or all F16, q is rounded to that type too, once, after its norm and rotation, so that
- * attention has a kernel of that type to take. Sources: Vaswani et al. 2017, "Attention is all you need", sec. 3.2.2; GQA, Ainslie et al. 2023; norms of q and k,
- * Henry et al. 2020, and Qwen3.
+ * attention has a kernel of that type to take. Sources: Vaswani et al. 2017, "Attention is all you need", sec. 3.2.2; GQA, Ainslie
+ * et al. 2023; norms of q and k, Henry et al. 2020, and Qwen3.
  *
  * Positions. Self-attention (no x_kv): row i of sequence b stands at kv_starts[b] + i (0 + i without a cache), for causality,
  * windows, ALiBi and, unless rope says otherwise, RoPE. With x_kv: as attention's q_align and q_offset(s) say, for the same; and row i
@@ -643,9 +644,9 @@ FOVEA_API fovea_status fovea_mha_params_init(fovea_mha_params* params, size_t si
 FOVEA_API fovea_status fovea_mha_workspace_size(const fovea_mha_params* params, const fovea_exec* exec, size_t* bytes);
 
 /* Every argument is checked before anything is written. The same bits for any number of threads, any executor, any strides, paged or
- * contiguous, packed or separate weights. Calls of up to 8 tokens (of the whole batch, padding included) are projected by another kernel than larger ones, and attention has
- * its own for few rows: with FOVEA_BATCH_INVARIANT a token's bits depend on neither, so decoding step by step equals one causal pass. NaN in a
- * token of x reaches its own row of y, the rows that attend to it, and its place in the cache. */
+ * contiguous, packed or separate weights. Calls of up to 8 tokens (of the whole batch, padding included) are projected by another kernel
+ * than larger ones, and attention has its own for few rows: with FOVEA_BATCH_INVARIANT a token's bits depend on neither, so decoding
+ * step by step equals one causal pass. NaN in a token of x reaches its own row of y, the rows that attend to it, and its place in the cache. */
 FOVEA_API fovea_status fovea_mha_forward(const fovea_mha_params* params, const fovea_exec* exec);
 
 typedef struct fovea_mha_info {

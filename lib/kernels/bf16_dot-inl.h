@@ -1,5 +1,5 @@
-// Pairs of bf16 as the elements of the tiles (tile-inl.h): one instruction adds both products of a pair to an f32 sum. Vectors of pairs travel as vectors
-// of f32. Whatever the floating-point environment says, subnormals are taken and given as 0, and sums are rounded
+// Pairs of bf16 as the elements of the tiles (tile-inl.h) and of decode (decode_bf16.cc): one instruction adds both products of a pair to an f32
+// sum. Vectors of pairs travel as vectors of f32. Whatever the floating-point environment says, subnormals are taken and given as 0, and sums are rounded
 //   by vdpbf16ps   to nearest, each product in turn;
 //   by bfdot       to odd, first that of both products, then that with the sum: a unit in the last place at most, not half of one.
 // In a namespace of bf16_target.h only.
@@ -33,8 +33,8 @@ HWY_INLINE V RepeatPair(const Bf16Pair* x, V /*type*/) {
   return hn::BitCast(DF(), hn::Set(DU(), bits));
 }
 
-// Exp2ForBf16 is 2^x with relative error < 1.02e-4, a thirtieth of what rounding to bf16 adds: minimax of degree 3 on [-1/2, 1/2] with c0 = 1, so that
-// 2^n is exact. 0 for -inf; NaN stays NaN. These are c3, c2, c1.
+// Exp2ForBf16 is 2^x with relative error < 1.02e-4, a thirtieth of what rounding to bf16 adds: minimax of degree 3 on [-1/2, 1/2] with c0 = 1, so
+// that 2^n is exact. 0 for -inf; NaN stays NaN. These are c3, c2, c1.
 constexpr float kExp2Cubic[3] = {0.0550089329f, 0.242210954f, 0.693282902f};
 
 #if HWY_ARCH_X86
@@ -82,7 +82,8 @@ HWY_INLINE V Exp2ForBf16(V x) {
 
 #else  // Arm
 
-// A pair's four bytes at the low end of a register are enough: bfdot takes an operand by its index. ld1r would cost an issue slot of the dot products.
+// A pair's four bytes at the low end of a register are enough: bfdot takes an operand by its index. ld1r would cost an issue slot of the dot
+// products.
 struct LoadedPair {
   float32x2_t raw;
 };

@@ -4,7 +4,7 @@
 //   for each block of kDecodeKeys keys:
 //     s[row][key] = dot(q[row], K[key])      vectors along head_dim, up to 4 rows of q for each K row
 //     p = 2^(s - m), vectors along keys; the block's maximum moves m lazily (by more than 2^8)
-//     O[row] += p[row][key] V[key]           O of 1 or 2 rows in registers, in key order
+//     O[row] += p[row][key] V[key]           O of 1 or 2 rows (int8: 4, too) in registers, in key order
 //
 // A long sequence is cut at fixed split points (plan.cc); a part gives O / l and (m, l), joined in order by run.cc.
 // Numerics: lib/NUMERICS.md. Source: Dao et al. 2023, "Flash-Decoding".
@@ -28,7 +28,8 @@ namespace fovea {
 namespace HWY_NAMESPACE {
 namespace hn = hwy::HWY_NAMESPACE;
 
-// What the products are made of: f32, whatever is stored. Others derive from it and overload those of the functions under "Policy" that differ.
+// The policy, what the products are made of: f32, whatever is stored. Others derive from it, overload those that differ of the functions whose first
+// parameter it is (below and under "Policy"), and specialize kPolicyChunkKeys, kPolicyVectors and kScalesScores.
 struct F32Products {};
 
 // Keys of a block, the group of the running maximum; two blocks are under way at a time, each in its half of scratch.
@@ -50,8 +51,8 @@ HWY_INLINE size_t PadToVector(size_t n) {
 // - K of the next block and V of this one are read in turns of kChunkKeys rows: two streams are faster than one.
 // - Rows are addressed by a stride: pointers out of memory had to wait for older stores, and cost a third of the speed.
 // - Many rows of q fill the scheduler with waiting FMAs, as do short vectors: the rows to come are prefetched into L2 then.
-// - The hardware's prefetchers stop at the end of a page, which is what a turn reads at head_dim 128 in f32: the next page of the same stream is begun
-//   for them, one turn ahead.
+// - The hardware's prefetchers stop at the end of a page, which is what a turn reads at head_dim 128 in f32: the next page of the same stream is
+//   begun for them, one turn ahead.
 // - No bool and no struct by value is passed through the stack: compilers store its bytes one by one and load them as words, which waits.
 // Rows of q from which on the scheduler is full.
 constexpr size_t kPrefetchFrom = kTileKeys == 4 ? 1 : 5;
@@ -256,7 +257,7 @@ HWY_INLINE void Pv1(const T* v, float p, size_t dim, float* HWY_RESTRICT o) {
   if (c < dim) hn::Store(hn::MulAdd(w, LoadF32N(d, v + c, dim - c), hn::Load(d, o + c)), d, o + c);
 }
 
-// R rows of O += p V for a chunk of keys. As many whole columns of V as the registers hold: R * W accumulators, of 8 on 16 registers, 16 on 32.
+// All columns of R rows for a chunk of keys. As many whole vectors of V as the registers hold: R * W accumulators, of 8 on 16 registers, 16 on 32.
 template <int R, class T>
 HWY_NOINLINE void PvChunk(const T* v, int64_t stride, const float* p, size_t dim, size_t keys, const float* from, const float* base, float* to,
                           size_t pitch) {
@@ -274,8 +275,6 @@ HWY_NOINLINE void PvChunk(const T* v, int64_t stride, const float* p, size_t dim
   }
 }
 
-struct FixedPointRow;
-
 // The same for 4 rows.
 template <class T>
 HWY_NOINLINE void PvChunk4(const T* v, int64_t stride, const float* p, size_t dim, size_t keys, const float* from, const float* base, float* to,
@@ -289,17 +288,7 @@ HWY_NOINLINE void PvChunk4(const T* v, int64_t stride, const float* p, size_t di
   }
 }
 
-struct FixedPointRow;
-
-// The same for 4 rows.
-template <class T>
-HWY_NOINLINE void PvChunk4(const T* v, int64_t stride, const float* p, size_t dim, size_t keys, float* o, size_t pitch) {
-  const size_t whole = dim / (4 * hn::Lanes(DF())) * (4 * hn::Lanes(DF()));
-  for (size_t c = 0; c < whole; c += 4 * hn::Lanes(DF())) PvColumns4x4(v, stride, p, c, keys, o, pitch);
-  if (whole == dim) return;
-  PvChunk<2>(v + whole, stride, p, dim - whole, keys, o + whole, pitch);
-  PvChunk<2>(v + whole, stride, p + 2 * kBlockKeys, dim - whole, keys, o + 2 * pitch + whole, pitch);
-}
+struct FixedPointRow;  // of int8_dot-inl.h, on targets that have it
 
 // A row of the task in scratch.
 struct DecodeRow {
@@ -407,6 +396,13 @@ struct DecodeBlock {
   size_t half;
 };
 
+// Where a key's P and bias lie in a row of scratch.
+HWY_INLINE size_t PlaceOf(const DecodeBlock& block, int32_t key) { return block.half * kDecodeKeys + static_cast<size_t>(key - block.kb); }
+
+HWY_INLINE bool IsPermitted(const DecodeRow& row, const DecodeBlock& block, int32_t key) {
+  return key >= row.lo && key <= row.hi && !(block.use_bias && row.bias[PlaceOf(block, key)] == kMinusInf);
+}
+
 // The rows that come kPrefetchRows<T> after n rows from `key`, before `limit`: at the end of a page the hardware's prefetchers lose the stream.
 template <class T>
 HWY_INLINE void PrefetchPaged(const AttentionTask& t, const Side& side, T /*its type*/, int32_t key, size_t n, int32_t limit,
@@ -420,10 +416,11 @@ template <class T>
 HWY_INLINE void DotKeyRange(const AttentionTask& t, T /*type of K*/, DecodeRow* rows, size_t num_rows, const DecodeBlock& block, size_t first,
                             size_t n) {
   const size_t dim = static_cast<size_t>(t.head_dim), pitch = PadToVector(dim);
-  const size_t at = block.half * kDecodeKeys + static_cast<size_t>(block.begin - block.kb) + first;
+  const int32_t key = block.begin + static_cast<int32_t>(first);
+  const size_t at = PlaceOf(block, key);
   const int64_t stride = t.k_stride_row;
-  const T* k = static_cast<const T*>(KRow(t, block.begin + static_cast<int32_t>(first)));
-  if (t.block_table) PrefetchPaged(t, KSide(t), T(), block.begin + static_cast<int32_t>(first), n, block.walk_end, dim);
+  const T* k = static_cast<const T*>(KRow(t, key));
+  if (t.block_table) PrefetchPaged(t, KSide(t), T(), key, n, block.walk_end, dim);
   const int32_t ahead = !t.block_table && PrefetchesRows(T(), num_rows, stride, dim) ? 1 : 0;
   if (!t.block_table && !ahead) PrefetchTurn(k + kChunkKeys * dim);
   size_t r = 0;
@@ -432,24 +429,23 @@ HWY_INLINE void DotKeyRange(const AttentionTask& t, T /*type of K*/, DecodeRow* 
   for (; r < num_rows; ++r) DotChunk<1>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
 }
 
-// O += P V for the same. redo: one row, whose forbidden keys are no operands.
+// P V of the same, as PvPart.
 template <class T>
 HWY_INLINE void PvKeyRange(const AttentionTask& t, T /*type of V*/, DecodeRow* rows, size_t num_rows, const DecodeBlock& block, size_t first,
                            size_t n, MaxRule rule, bool redo) {
   const size_t dim = static_cast<size_t>(t.v_head_dim), pitch = PadToVector(dim);
-  const size_t at = block.half * kDecodeKeys + static_cast<size_t>(block.begin - block.kb) + first;
+  const int32_t key = block.begin + static_cast<int32_t>(first);
+  const size_t at = PlaceOf(block, key);
   const int64_t stride = t.v_stride_row;
-  const T* v = static_cast<const T*>(VRow(t, block.begin + static_cast<int32_t>(first)));
+  const T* v = static_cast<const T*>(VRow(t, key));
   if (redo) {
     for (size_t j = 0; j < n; ++j, v += stride) {
-      const int32_t key = block.begin + static_cast<int32_t>(first + j);
-      const bool permitted = key >= rows[0].lo && key <= rows[0].hi && !(block.use_bias && rows[0].bias[at + j] == kMinusInf);
-      if (permitted) Pv1(v, rows[0].p[at + j] * rule.weight, dim, rows[0].block_o);
+      if (IsPermitted(rows[0], block, key + static_cast<int32_t>(j))) Pv1(v, rows[0].p[at + j] * rule.weight, dim, rows[0].block_o);
     }
     return;
   }
   if (t.block_table) {
-    PrefetchPaged(t, VSide(t), T(), block.begin + static_cast<int32_t>(first), n, block.walk_end, dim);
+    PrefetchPaged(t, VSide(t), T(), key, n, block.walk_end, dim);
   } else if (PrefetchesRows(T(), num_rows, stride, dim) || (kWidensOnce<T> && num_rows >= 4)) {
     for (size_t j = 0; j < n; ++j) PrefetchRow(v + (static_cast<int64_t>(j) + kPrefetchRows<T>) * stride, dim);
   } else {
@@ -511,7 +507,8 @@ HWY_INLINE void DotRun(F32Products /*policy*/, const AttentionTask& t, const Ker
   WithType(t.k_dtype, [&](auto type) HWY_ATTR { DotKeyRange(t, type, rows, num_rows, block, first, n); });
 }
 
-// block_o of all rows += P V of the block's keys [first, first + n), counted from begin. redo: one row, whose forbidden keys are no operands.
+// block_o of all rows += P V of the block's keys [first, first + n), counted from begin; what f32 adds to o with the block's last keys, others in
+// AddBlock. redo: one row, whose forbidden keys are no operands, always to block_o.
 HWY_INLINE void PvPart(F32Products /*policy*/, const AttentionTask& t, DecodeRow* rows, size_t num_rows, const DecodeBlock& block, size_t first,
                        size_t n, MaxRule rule, bool redo) {
   EachRun(t, block, first, n, [&](size_t from, size_t run) HWY_ATTR {
@@ -535,8 +532,8 @@ HWY_INLINE void LoadQ(Int8Products /*policy*/, const AttentionTask& t, const Sco
 HWY_INLINE void DotRun(Int8Products /*policy*/, const AttentionTask& t, const KernelScratch& s, DecodeRow* rows, size_t num_rows,
                        const DecodeBlock& block, size_t first, size_t n) {
   const size_t dim = static_cast<size_t>(t.head_dim), pitch = PadToVector(dim), q_bytes = pitch * sizeof(float), groups = (dim + 3) / 4;
-  const size_t at = block.half * kDecodeKeys + static_cast<size_t>(block.begin - block.kb) + first;
   const int32_t key = block.begin + static_cast<int32_t>(first);
+  const size_t at = PlaceOf(block, key);
   const int64_t stride = t.k_stride_row;
   const I8* const k = static_cast<const I8*>(KRow(t, key));
   if (t.block_table) {
@@ -669,11 +666,6 @@ HWY_INLINE void Decode(P policy, const AttentionTask& t, const KernelScratch& s)
     WriteDecodeRow(t, rows[r], r, rule.weight);
   }
 }
-
-HWY_NOINLINE void DecodeF32(const AttentionTask& t, const KernelScratch& s) { Decode(F32Products(), t, s); }
-#if FOVEA_INT8_DOT
-HWY_NOINLINE void DecodeI8(const AttentionTask& t, const KernelScratch& s) { Decode(Int8Products(), t, s); }
-#endif
 
 }  // namespace HWY_NAMESPACE
 }  // namespace fovea

@@ -20,14 +20,13 @@ struct Bf16Products : F32Products {};
 using D16 = hn::Repartition<uint16_t, DF>;  // 32 of bf16, by their bits
 using VF = hn::Vec<DF>;
 
-HWY_INLINE VF MulAddPairs(VF x, VF y, VF sum) { return MulAddElement(static_cast<const Bf16Pair*>(nullptr), x, y, sum); }
-
 // 32 columns in two loads: Zen 4's prefetchers follow those, and fall behind where each line is loaded by one instruction (26 and 18 GB/s from
 // memory).
 HWY_INLINE hn::Vec<D16> LoadLine(const uint16_t* p) {
   const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16));
   return hn::Vec<D16>{_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1)};
 }
+
 // How many rows before their use K and V are prefetched into L2 where there are two rows of q or more.
 constexpr int32_t kPrefetchPairRows = 16;
 
@@ -48,10 +47,10 @@ HWY_INLINE void DotPairRow(const BF16* k, const float* HWY_RESTRICT q, size_t pi
   const size_t N = hn::Lanes(d);
   const auto step = [&](hn::Vec<D16> bits, size_t i) HWY_ATTR {
     const VF x = hn::BitCast(d, bits);
-    s0 = MulAddPairs(x, hn::Load(d, q + i), s0);
-    if constexpr (NQ > 1) s1 = MulAddPairs(x, hn::Load(d, q + pitch + i), s1);
-    if constexpr (NQ > 2) s2 = MulAddPairs(x, hn::Load(d, q + 2 * pitch + i), s2);
-    if constexpr (NQ > 3) s3 = MulAddPairs(x, hn::Load(d, q + 3 * pitch + i), s3);
+    s0 = DotPairs(x, hn::Load(d, q + i), s0);
+    if constexpr (NQ > 1) s1 = DotPairs(x, hn::Load(d, q + pitch + i), s1);
+    if constexpr (NQ > 2) s2 = DotPairs(x, hn::Load(d, q + 2 * pitch + i), s2);
+    if constexpr (NQ > 3) s3 = DotPairs(x, hn::Load(d, q + 3 * pitch + i), s3);
   };
   const uint16_t* const bits = &k->bits;
   size_t i = 0;  // columns
@@ -63,17 +62,7 @@ HWY_INLINE void DotPairRow(const BF16* k, const float* HWY_RESTRICT q, size_t pi
   if (i < dim) step(LoadFirstN(d16, bits + i, dim - i), i / 2);
 }
 
-// Per block of 4 lanes: the sums of a, b, c, e over it. SumOfLanes4 begins like this.
-HWY_INLINE VF SumsInBlocks(VF a, VF b, VF c, VF e) {
-  const DF d;
-  const hn::Repartition<uint64_t, DF> d64;
-  const VF ab = hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
-  const VF ce = hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e));
-  const auto ab64 = hn::BitCast(d64, ab), ce64 = hn::BitCast(d64, ce);
-  return hn::Add(hn::BitCast(d, hn::InterleaveLower(d64, ab64, ce64)), hn::BitCast(d, hn::InterleaveUpper(d64, ab64, ce64)));
-}
-
-// x, y, z, w: the above of 4 keys; to sums of rows a, b, c, e as blocks of 4 keys. In the order of SumOfLanes4, so with its bits.
+// x, y, z, w: SumsInBlocks of 4 keys; to sums of rows a, b, c, e as blocks of 4 keys. In the order of SumOfLanes4, so with its bits.
 HWY_INLINE VF SumsOf4Keys(VF x, VF y, VF z, VF w) {
   alignas(64) static constexpr uint32_t kRowsOfKeys[16] = {0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15};
   const __m512 xy = _mm512_add_ps(_mm512_shuffle_f32x4(x.raw, y.raw, 0x44), _mm512_shuffle_f32x4(x.raw, y.raw, 0xEE));
@@ -120,8 +109,8 @@ HWY_NOINLINE void DotPairChunk(const BF16* k, int64_t stride, const float* HWY_R
 HWY_INLINE void DotRun(Bf16Products /*policy*/, const AttentionTask& t, const KernelScratch& /*s*/, DecodeRow* rows, size_t num_rows,
                        const DecodeBlock& block, size_t first, size_t n) {
   const size_t dim = static_cast<size_t>(t.head_dim), pitch = PadToVector(dim);
-  const size_t at = block.half * kDecodeKeys + static_cast<size_t>(block.begin - block.kb) + first;
   const int32_t key = block.begin + static_cast<int32_t>(first);
+  const size_t at = PlaceOf(block, key);
   const int64_t stride = t.k_stride_row;
   const BF16* const k = static_cast<const BF16*>(KRow(t, key));
   if (t.block_table) PrefetchPaged(t, KSide(t), BF16(), key, n, block.walk_end, dim);
@@ -154,13 +143,13 @@ HWY_INLINE float MoveMax(Bf16Products /*policy*/, float m, float top) {
 HWY_INLINE float ExpBlock(Bf16Products /*policy*/, float* p, size_t first, size_t last, float m, const float* /*v_scale*/) {
   const DF d;
   const size_t N = hn::Lanes(d);
-  const VF max = hn::Set(d, m), ones = hn::BitCast(d, hn::Set(DU(), 0x3F803F80u));
+  const VF max = hn::Set(d, m);
   VF sum = hn::Zero(d);
   for (size_t j = first; j < last; j += 2 * N) {
     const VF low = Exp2ForBf16(hn::Sub(hn::Load(d, p + j), max)), high = Exp2ForBf16(hn::Sub(hn::Load(d, p + j + N), max));
     const VF weights{_mm512_castsi512_ps(reinterpret_cast<__m512i>(_mm512_cvtne2ps_pbh(high.raw, low.raw)))};
     hn::Store(weights, d, p + j / 2);
-    sum = MulAddPairs(weights, ones, sum);
+    sum = AddPairs(weights, sum);
   }
   return hn::GetLane(hn::SumOfLanes(d, sum));
 }
@@ -214,8 +203,8 @@ HWY_INLINE void PvPairColumns(const PairRun& run, const float* HWY_RESTRICT p, s
     const auto h0 = load(high, 0), h1 = load(high, 32), h2 = load(high, 64), h3 = load(high, 96);
     const auto step = [&](auto l, auto h, VF& ax, VF& ay, VF& bx, VF& by) HWY_ATTR {
       const VF x = hn::BitCast(d, hn::InterleaveLower(d16, l, h)), y = hn::BitCast(d, hn::InterleaveUpper(d16, l, h));
-      ax = MulAddPairs(x, pa, ax), ay = MulAddPairs(y, pa, ay);
-      if constexpr (R > 1) bx = MulAddPairs(x, pb, bx), by = MulAddPairs(y, pb, by);
+      ax = DotPairs(x, pa, ax), ay = DotPairs(y, pa, ay);
+      if constexpr (R > 1) bx = DotPairs(x, pb, bx), by = DotPairs(y, pb, by);
     };
     step(l0, h0, a0, a1, b0, b1);
     if constexpr (W > 2) step(l1, h1, a2, a3, b2, b3);
@@ -246,7 +235,7 @@ HWY_NOINLINE void PvPairs(const PairRun& run, const float* HWY_RESTRICT p, size_
       const VF x = PairsInOrder(low, high, HWY_MIN(N, dim - c));
       for (size_t r = 0; r < R; ++r) {
         float* const to = o + r * pitch + c;
-        hn::Store(MulAddPairs(x, hn::Set(d, p[r * kBlockKeys + i]), hn::Load(d, to)), d, to);
+        hn::Store(DotPairs(x, hn::Set(d, p[r * kBlockKeys + i]), hn::Load(d, to)), d, to);
       }
     }
   }
@@ -259,7 +248,7 @@ HWY_INLINE void PvPairSelect(const uint16_t* low, const uint16_t* high, bool use
   const VF mask = hn::BitCast(d, hn::Set(DU(), (use_low ? 0xFFFFu : 0u) | (use_high ? 0xFFFF0000u : 0u)));
   const VF pair = hn::Set(d, p), factor = hn::Set(d, weight);
   const VF weights = hn::And(mask, MakePairs(hn::Mul(LowOfPair(pair), factor), hn::Mul(HighOfPair(pair), factor)));
-  const auto add = [&](VF v, float* to) HWY_ATTR { hn::Store(MulAddPairs(hn::And(mask, v), weights, hn::Load(d, to)), d, to); };
+  const auto add = [&](VF v, float* to) HWY_ATTR { hn::Store(DotPairs(hn::And(mask, v), weights, hn::Load(d, to)), d, to); };
   size_t c = 0;
   for (; c < whole; c += 2 * N) {
     VF x, y;
@@ -295,10 +284,7 @@ HWY_INLINE void PvPart(Bf16Products /*policy*/, const AttentionTask& t, DecodeRo
     const size_t pair = block.half * kDecodeKeys + static_cast<size_t>(key - block.kb) / 2;
     if (redo) {
       const int32_t low = key / 2 * 2;
-      const auto permitted = [&](int32_t j) HWY_ATTR {
-        const size_t at = block.half * kDecodeKeys + static_cast<size_t>(j - block.kb);
-        return j >= rows[0].lo && j <= rows[0].hi && !(block.use_bias && rows[0].bias[at] == kMinusInf);
-      };
+      const auto permitted = [&](int32_t j) HWY_ATTR { return IsPermitted(rows[0], block, j); };
       PvPairSelect(run.low, run.high, use_low && permitted(low), use_high && permitted(low + 1), rows[0].p[pair], rule.weight, dim, rows[0].block_o);
     } else {
       if (t.block_table) {
@@ -336,6 +322,7 @@ HWY_INLINE void AddBlock(Bf16Products /*policy*/, const AttentionTask& t, const 
 }
 
 HWY_NOINLINE void DecodeBf16(const AttentionTask& t, const KernelScratch& s) { Decode(Bf16Products(), t, s); }
+HWY_NOINLINE void DecodeI8(const AttentionTask& t, const KernelScratch& s) { Decode(Int8Products(), t, s); }
 
 }  // namespace HWY_NAMESPACE
 }  // namespace fovea

@@ -26,6 +26,17 @@ HWY_INLINE hn::Vec<hn::FixedTag<float, 4>> SumOfBlocks(D d, V v) {
     return v;
   }
 }
+
+// Per block of 4 lanes: the sums of a, b, c, e over it, by two adds of interleaved pairs.
+template <class V>
+HWY_INLINE V SumsInBlocks(V a, V b, V c, V e) {
+  const DF d;
+  const hn::Repartition<uint64_t, DF> d64;
+  const V ab = hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
+  const V ce = hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e));
+  const auto ab64 = hn::BitCast(d64, ab), ce64 = hn::BitCast(d64, ce);
+  return hn::Add(hn::BitCast(d, hn::InterleaveLower(d64, ab64, ce64)), hn::BitCast(d, hn::InterleaveUpper(d64, ab64, ce64)));
+}
 #endif
 
 // sums[0 .. 4) = the sums of the lanes of a, b, c, e, each in the same fixed order.
@@ -33,13 +44,7 @@ template <class V>
 HWY_INLINE void SumOfLanes4(V a, V b, V c, V e, float* sums) {
   const DF d;
 #if HWY_TARGET != HWY_SCALAR && !HWY_HAVE_SCALABLE
-  // Within each block of 4: two adds of interleaved pairs leave [a b c e].
-  const hn::Repartition<uint64_t, DF> d64;
-  const V ab = hn::Add(hn::InterleaveLower(d, a, b), hn::InterleaveUpper(d, a, b));
-  const V ce = hn::Add(hn::InterleaveLower(d, c, e), hn::InterleaveUpper(d, c, e));
-  const auto ab64 = hn::BitCast(d64, ab), ce64 = hn::BitCast(d64, ce);
-  const V abce = hn::Add(hn::BitCast(d, hn::InterleaveLower(d64, ab64, ce64)), hn::BitCast(d, hn::InterleaveUpper(d64, ab64, ce64)));
-  hn::StoreU(SumOfBlocks(d, abce), hn::FixedTag<float, 4>(), sums);
+  hn::StoreU(SumOfBlocks(d, SumsInBlocks(a, b, c, e)), hn::FixedTag<float, 4>(), sums);
 #else
   sums[0] = hn::GetLane(hn::SumOfLanes(d, a));
   sums[1] = hn::GetLane(hn::SumOfLanes(d, b));

@@ -46,17 +46,18 @@ enum ScoresStage : int32_t { kScoresNone, kScoresRaw, kScoresSoftCapped, kScores
 
 // A worker's scratch, carved by plan.cc. Lanes are padded to whole tiles; every array is aligned to 64 bytes.
 struct KernelScratch {
-  float* qt;          // [tile][head_dim][lanes]     prefill: Q^T, scaled.    decode: [row][head_dim padded]
-  float* ot;          // [tile][v_head_dim][lanes]   prefill: O^T.            decode: [row][v_head_dim]
-  float* p;           // [tile][kBlockKeys][lanes]   prefill: S^T, then P^T.  decode: [row][2][kBlockKeys / 2]
+  float* qt;          // [tile][head_dim][lanes]     prefill: Q^T, scaled (bf16: not).  decode: [2][row][head_dim padded], q and decode_i8's digits
+  float* ot;          // [tile][v_head_dim][lanes]   prefill: O^T.                      decode: [2][row][v_head_dim padded], O and that of a block
+  float* p;           // [tile][kBlockKeys][lanes]   prefill: S^T, then P^T.            decode: [row][2][kBlockKeys / 2]
   float* m;           // [tile][lanes]               running maximum, log2 units
   float* l;           // [tile][2][lanes]            running sum: of earlier blocks, and of this one
-  float* bias;        // [kBlockKeys][lanes]         one tile's mask and bias, transposed; -inf = forbidden
+  float* bias;        // [kBlockKeys][lanes]         one tile's mask and bias, transposed; -inf = forbidden.  decode: as p
   float* allow;       // [kBlockKeys][lanes]         1 = permitted, for the redo of poisoned tiles
   float* lane_f;      // [tile][3][lanes]            alibi slope (log2 units), new maximum, poison flag
   int32_t* lane_i;    // [tile][3][lanes]            first and last permitted key of the lane, and its position
   const float** rows; // [2][kBlockKeys]             K and V rows of the block
-  float* copy;        // [2][kBlockKeys][row]        contiguous f32 copies of K and V rows that are converted or alias in L1, or null
+  float* copy;        // [2][kBlockKeys][row]        contiguous f32 copies of K and V rows that are converted or alias in L1, or null; bf16: as
+                      // they are, V in pairs of keys; decode_i8: 16 rows of K, transposed
 };
 
 // One task: the lanes [lane_begin, lane_begin + lane_count) of one sequence and kv head over its keys [kv_begin, kv_end). Lane n is query

@@ -33,10 +33,10 @@ namespace hn = hwy::HWY_NAMESPACE;
 template <class T>
 constexpr int32_t kPerElement = 1;
 
-// What is left of the scale for the scores themselves; f32 has it folded into Q.
 HWY_INLINE void LoadQ(float /*type*/, const AttentionTask& t, const Tile& tile, const ScoreRule& score) {
   TransposeQ(t, tile, score.q_factor);
 }
+// What is left of the scale for the scores themselves; f32 has it folded into Q.
 template <class V>
 HWY_INLINE V ScaleScore(float /*type*/, V s, float /*factor*/) {
   return s;
@@ -166,8 +166,9 @@ HWY_NOINLINE void SoftmaxGroup(const Tile& tile, size_t v_head_dim, const float*
 }
 
 // One group of wholly permitted keys without options: QK^T with the softmax as its epilogue, the same bits as SoftmaxGroup. k: its rows, of dim
-// elements; factor: of ScaleScore; s: where its scores may lie; p: its P rows. One group per call: in a loop over groups g++ keeps the epilogue's constants in registers and spills accumulators. The rare
-// rescale goes through memory, so that no accumulator lives across a call, for which clang would spill it in the k loop.
+// elements; factor: of ScaleScore; s: where its scores may lie; p: its P rows. One group per call: in a loop over groups g++ keeps the epilogue's
+// constants in registers and spills accumulators. The rare rescale goes through memory, so that no accumulator lives across a call, for which clang
+// would spill it in the k loop.
 template <int NV, class T>
 HWY_NOINLINE void QkSoftmaxGroup(const Tile& tile, const T* const* HWY_RESTRICT k, size_t dim, size_t v_head_dim, float factor, float* s,
                                  float* p, float* p_begin, const MaxRule& rule) {
@@ -215,8 +216,8 @@ HWY_NOINLINE void QkSoftmaxGroup(const Tile& tile, const T* const* HWY_RESTRICT 
   if constexpr (NV > 2) ExpColumn(T(), c0, c1, c2, c3, c4, c5, c6, c7, hn::Load(d, tile.m + 2 * N), p + 2 * N, L, tile.block_l + 2 * N);
 }
 
-// Options and permission applied to a group whose S^T rows lie at s, then its softmax. key: the group's first; end: keys from here on
-// are not permitted (with kv_positions; without, the lanes' ranges say so); bias: the group's rows, or null; allow: where to note permission, or null.
+// Options and permission applied to a group whose S^T rows lie at s, then its softmax. key: the group's first; end: keys from here on are not
+// permitted (with kv_positions; without, the lanes' ranges say so); bias: the group's rows, or null; allow: where to note permission, or null.
 template <int NV, class T>
 HWY_NOINLINE void MaskedSoftmaxGroup(const Tile& tile, const ScoreRule& score, const int32_t* kv_positions, int32_t key, int32_t end,
                                      const float* HWY_RESTRICT bias, float* HWY_RESTRICT allow, size_t v_head_dim, float* s, float* p, float* p_begin,
@@ -240,8 +241,9 @@ HWY_INLINE const T* const* BlockRows(const KernelScratch& s) {
   return reinterpret_cast<const T* const*>(s.rows);
 }
 
-// Keys and values of a long sequence come from L3 or from memory, and the hardware's prefetchers don't find rows of which each element is broadcast. A
-// block's first tile prefetches the V rows that P V comes to, its last one the next block's K rows; rows that are copied first, both for the next block.
+// Keys and values of a long sequence come from L3 or from memory, and the hardware's prefetchers don't find rows of which each element is broadcast.
+// A block's first tile prefetches the V rows that P V comes to, its last one the next block's K rows; of rows that are copied first, the last one
+// prefetches both for the next block.
 HWY_INLINE void PrefetchRowOf(const AttentionTask& t, const Side& side, int32_t key, int64_t dim) {
   const char* const row = static_cast<const char*>(SideRow(t, side, key));
   for (int64_t byte = 0; byte < dim * StorageBytes(side.dtype); byte += 64) __builtin_prefetch(row + byte, 0, 2);

@@ -188,7 +188,9 @@ HWY_INLINE void WriteRowStats(const AttentionTask& t, int64_t n, float m, float 
     t.part_ml[(n - t.lane_begin) * 2 + 1] = l;
     return;
   }
-  if (t.lse) t.lse[h * t.lse_stride_head + i * t.lse_stride_row] = Lse(static_cast<double>(m), static_cast<double>(l), t.sinks ? t.sinks + h : nullptr);
+  if (t.lse) {
+    t.lse[h * t.lse_stride_head + i * t.lse_stride_row] = Lse(static_cast<double>(m), static_cast<double>(l), t.sinks ? t.sinks + h : nullptr);
+  }
   if (t.stats) {
     t.stats[h * t.stats_stride_head + i * 2] = m;
     t.stats[h * t.stats_stride_head + i * 2 + 1] = l;

@@ -1,5 +1,5 @@
-// Scores out: a pass of its own over Q K^T that writes one stage (RAW, SOFT_CAPPED, BIASED, PROBABILITIES) of the score matrix, since attention itself
-// never has it. The same tile as prefill; PROBABILITIES uses the rows' final (m, l).
+// Scores out: a pass of its own over Q K^T that writes one stage (RAW, SOFT_CAPPED, BIASED, PROBABILITIES) of the score matrix, since attention
+// itself never has it. The same tile as prefill; PROBABILITIES uses the rows' final (m, l).
 
 #if defined(FOVEA_LIB_KERNELS_SCORES_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef FOVEA_LIB_KERNELS_SCORES_INL_H_

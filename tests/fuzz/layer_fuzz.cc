@@ -1,9 +1,7 @@
-// A fuzz target over what a layer is made of: fovea_linear, fovea_rope, fovea_kv_append and fovea_mha_forward. Bytes become params, mostly valid, over
-// small real buffers, one field spoiled now and then. Calls must return a status, leave a text where they fail, and write inside their outputs only, and
-// there only if they succeed. libFuzzer: build-fuzz/tests/fuzz/fuzz_layer; without it fuzz_test.cc feeds seeded random bytes.
+// A fuzz target over what a layer is made of: fovea_linear, fovea_rope, fovea_kv_append and fovea_mha_forward. Bytes become params, mostly valid,
+// over small real buffers, one field spoiled now and then. Calls must return a status, leave a text where they fail, and write inside their outputs
+// only, and there only if they succeed. libFuzzer: build-fuzz/tests/fuzz/fuzz_layer; without it fuzz_test.cc feeds seeded random bytes.
 #include <array>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <functional>
 #include <vector>
@@ -392,7 +390,9 @@ const char* FuzzMha(Draw* d) {
   if (in.Chance(40)) options.logits_soft_cap = 2.0f;
   if (cross) options.q_align = in.Chance(128), options.q_offset = in.Chance(60) ? in.Int(-2, kMaxLength) : 0;
   if (in.Chance(60)) {
-    d->Output(&options.lse, FOVEA_F32, [&p] { return Draw::Extents{p.cu_seqlens_q ? 1 : p.batch, p.num_q_heads, p.cu_seqlens_q ? p.total_q : p.q_len, 1}; });
+    d->Output(&options.lse, FOVEA_F32, [&p] {
+      return Draw::Extents{p.cu_seqlens_q ? 1 : p.batch, p.num_q_heads, p.cu_seqlens_q ? p.total_q : p.q_len, 1};
+    });
   }
   d->Number(&p.batch), d->Number(&p.q_len), d->Number(&p.d_model), d->Number(&p.num_q_heads), d->Number(&p.num_kv_heads), d->Number(&p.head_dim);
   d->Number(&options.causal), d->Number(&options.q_align), d->Number(&options.q_offset), d->Number(&options.window_left);

@@ -3,10 +3,7 @@
 // setup -Dfuzz=true with clang, build/tests/fuzz/fuzz_params. Without it fuzz_test.cc feeds seeded random bytes.
 #include <cstddef>
 #include <cstdint>
-#include <cstdio>
-#include <cstdlib>
 #include <cstring>
-#include <limits>
 #include <vector>
 
 #include "fovea/fovea.h"
