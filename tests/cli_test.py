@@ -437,6 +437,7 @@ for name, part, options, arrays in (
         ("--q-offset of nothing", "--q-offset", ["--q-offset", ""], {}),
         ("--threads -1", "num_threads", ["--threads", "-1"], {}),
         ("--page-size -1", "--page-size", ["--page-size", "-1"], {}),
+        ("--page-size 0", "--page-size", ["--page-size", "0"], {}),
         ("--repeat 0", "--repeat", ["--repeat", "0"], {}),
         ("--tolerance -1", "--tolerance", ["--tolerance", "-1"], {}),
         ("--tolerance nan", "--tolerance", ["--tolerance", "nan"], {}),

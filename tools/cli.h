@@ -36,7 +36,7 @@ struct AttendOptions {
   int64_t window_left = -1, window_right = -1;
   int32_t threads = 0;
   int32_t repeat = 5;
-  int64_t page_size = 0;  // 0: K and V as they are
+  std::optional<int64_t> page_size;  // none: K and V as they are
   bool causal = false;
   bool check = false;
 };

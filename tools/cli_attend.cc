@@ -75,7 +75,7 @@ fovea_dtype ParseDtype(const char* option, const std::string& text) {
 
 int RunAttend(const AttendOptions& o) {
   if (o.repeat < 1) throw InputError(fmt::format("--repeat {}: at least 1", o.repeat));
-  if (o.page_size < 0) throw InputError(fmt::format("--page-size {}: at least 1", o.page_size));
+  if (o.page_size && *o.page_size < 1) throw InputError(fmt::format("--page-size {}: at least 1", *o.page_size));
   if (o.scale && std::isnan(*o.scale)) throw InputError("--scale nan: a number is wanted");
   if (o.tolerance && !(*o.tolerance >= 0)) throw InputError(fmt::format("--tolerance {}: at least 0", *o.tolerance));
   fovea_dtype dtype = o.dtype.empty() ? FOVEA_DTYPE_NONE : ParseDtype("--dtype", o.dtype);
@@ -117,15 +117,16 @@ int RunAttend(const AttendOptions& o) {
   add_scales(k_data, v_data, params.kv_len);
   std::vector<int32_t> table;
   Stored k_pages, v_pages;
-  if (o.page_size > 0) {
-    k_pages = DealPages(k_data, k.shape, o.page_size, &table);
-    v_pages = DealPages(v_data, v.shape, o.page_size, &table);
-    params.k = Contiguous(k_pages.data(), k_pages.dtype, {0, k.shape[1], o.page_size, k.shape[3]});
-    params.v = Contiguous(v_pages.data(), v_pages.dtype, {0, v.shape[1], o.page_size, v.shape[3]});
-    add_scales(k_pages, v_pages, o.page_size);
-    params.page_size = o.page_size;
+  if (o.page_size) {
+    const int64_t page_size = *o.page_size;
+    k_pages = DealPages(k_data, k.shape, page_size, &table);
+    v_pages = DealPages(v_data, v.shape, page_size, &table);
+    params.k = Contiguous(k_pages.data(), k_pages.dtype, {0, k.shape[1], page_size, k.shape[3]});
+    params.v = Contiguous(v_pages.data(), v_pages.dtype, {0, v.shape[1], page_size, v.shape[3]});
+    add_scales(k_pages, v_pages, page_size);
+    params.page_size = page_size;
     params.num_pages = static_cast<int64_t>(table.size());
-    params.block_table_stride = (params.kv_len + o.page_size - 1) / o.page_size;
+    params.block_table_stride = (params.kv_len + page_size - 1) / page_size;
     table.resize(table.size() + 1);  // without pages it is a table still
     params.block_table = table.data();
   }

@@ -8,6 +8,7 @@
 #include <cctype>
 #include <csignal>
 #include <cstdio>
+#include <cmath>
 #include <ctime>
 #include <filesystem>
 #include <fstream>
@@ -332,7 +333,7 @@ void AddResult(const fovea_bench::Result& r, Json* json) {
                 {"GFLOP/s", r.gflops},
                 {"fma_fraction", r.fma_fraction},
                 {"GB/s", r.gbps},
-                {"bandwidth_fraction", r.bandwidth_fraction},
+                {"bandwidth_fraction", std::isfinite(r.bandwidth_fraction) ? Json(r.bandwidth_fraction) : Json()},
                 {"max_err", r.max_err},
                 {"naive_err", r.naive_err},
                 {"fma_gflops", r.fma_gflops},
@@ -413,9 +414,10 @@ void PrintRow(const Json& row) {
     fmt::print("{:<58} {}\n", name, row["error"].get<std::string>());
   } else {
     const auto number = [&](const char* key) { return row[key].get<double>(); };
-    fmt::print("{:<58} {:>10.3f} {:>9.1f} {:>6.1f}% {:>8.2f} {:>6.1f}% {:>9.1e} {:>9.1e}\n", name, number("time_s") * 1e3,
-               number("GFLOP/s"), number("fma_fraction") * 100, number("GB/s"), number("bandwidth_fraction") * 100,
-               number("max_err"), number("naive_err"));
+    // Too few bytes for their read rate to be measured: no fraction.
+    const std::string of_read = row["bandwidth_fraction"].is_null() ? "-" : fmt::format("{:.1f}%", number("bandwidth_fraction") * 100);
+    fmt::print("{:<58} {:>10.3f} {:>9.1f} {:>6.1f}% {:>8.2f} {:>7} {:>9.1e} {:>9.1e}\n", name, number("time_s") * 1e3,
+               number("GFLOP/s"), number("fma_fraction") * 100, number("GB/s"), of_read, number("max_err"), number("naive_err"));
   }
   std::fflush(stdout);
 }
@@ -431,7 +433,7 @@ std::string Csv(const std::vector<Json>& rows) {
   std::string text = fmt::format("{}\n", fmt::join(columns, ","));
   for (const Json& row : rows) {
     std::vector<std::string> cells;
-    for (const std::string& column : columns) cells.push_back(row.contains(column) ? row[column].dump() : "");
+    for (const std::string& column : columns) cells.push_back(row.contains(column) && !row[column].is_null() ? row[column].dump() : "");
     text += fmt::format("{}\n", fmt::join(cells, ","));
   }
   return text;

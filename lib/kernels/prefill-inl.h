@@ -75,7 +75,7 @@ HWY_INLINE BlockWork FindBlockWork(const AttentionTask& t, const Tile& tile, int
   w.begin = HWY_MAX(kb, lo);
   w.end = HWY_MIN(kb + kBlockKeys, hi + 1);
   w.all_begin = HWY_MAX(w.begin, tile.all_lo);
-  w.all_end = HWY_MIN(w.end, tile.all_hi + 1);
+  w.all_end = tile.all_hi < w.end ? tile.all_hi + 1 : w.end;  // all_hi may be INT32_MAX
   w.use_bias = false;
   if (const int32_t* at = t.kv_positions) {
     const auto outside = [&](int32_t key) HWY_ATTR { return at[key] < tile.any_lo || at[key] > tile.any_hi; };
