@@ -43,7 +43,7 @@ struct MhaSpec {
 constexpr int64_t kRopeOffset = 2;
 
 // Half the distance of neighbours near 1.
-double Unit(fovea_dtype dtype) { return dtype == FOVEA_BF16 ? 0x1p-8 : dtype == FOVEA_F16 ? 0x1p-10 : 0; }
+double Unit(fovea_dtype dtype) { return dtype == FOVEA_BF16 ? 0x1p-8 : dtype == FOVEA_F16 ? 0x1p-11 : 0; }
 
 // A layer with all its memory guarded. Weights are about 1 / sqrt(d_model), so that q, k, v are about 1.
 struct MhaCase {
