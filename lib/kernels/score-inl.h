@@ -136,7 +136,7 @@ HWY_INLINE void LoadBias(const AttentionTask& t, const uint8_t* mask_row, const 
   const int64_t first = HWY_MAX(begin - t.mask_first, int64_t{0}), last = HWY_MIN(end - t.mask_first, t.mask_cols);
   HWY_ALIGN float converted[kBlockKeys];
   const float* bias = static_cast<const float*>(bias_row);
-  int64_t bias_stride = t.bias_stride_col;
+  int64_t bias_stride = t.bias_stride_col, bias_first = 0;  // of bias[0]: its column
   if (bias_row && t.bias_dtype != kF32 && first < last) {
     const size_t n = static_cast<size_t>(last - first);
     const uint16_t* src = static_cast<const uint16_t*>(bias_row) + first * bias_stride;
@@ -146,8 +146,9 @@ HWY_INLINE void LoadBias(const AttentionTask& t, const uint8_t* mask_row, const 
       src = gathered;
     }
     ConvertRowToF32(t.bias_dtype, src, n, converted);
-    bias = converted - first;
+    bias = converted;
     bias_stride = 1;
+    bias_first = first;
   }
   for (int64_t j = begin; j < end; ++j, dst += stride) {
     const int64_t c = j - t.mask_first;
@@ -155,7 +156,7 @@ HWY_INLINE void LoadBias(const AttentionTask& t, const uint8_t* mask_row, const 
     if (c >= t.mask_cols) {
       b = kMinusInf;
     } else if (c >= 0) {
-      if (bias_row) b = bias[c * bias_stride];
+      if (bias_row) b = bias[(c - bias_first) * bias_stride];
       if (mask_row && mask_row[c * t.mask_stride_col] == 0) b = kMinusInf;
     }
     *dst = b;
