@@ -1,7 +1,7 @@
 """The tests on CPUs that this machine does not have, for tools/run_suite.py.
 
 Every target that is compiled runs at every vector length that some emulated CPU gives it, all its test cases, with
-FOVEA_TEST_SCALE's part of the random ones (0.1 unless the environment says otherwise). Every CPU also shows that the
+FOVEA_TEST_SCALE's part of the random ones (0.07 unless the environment says otherwise). Every CPU also shows that the
 library chooses the best of its targets by itself. A run counts only if it says that the target was the one asked for.
 """
 import concurrent.futures
