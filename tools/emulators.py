@@ -14,7 +14,7 @@ import time
 root = pathlib.Path(__file__).resolve().parent.parent
 # A run that takes longer hangs: those of qemu take one or two minutes, those of Bochs ten.
 QEMU_SECONDS, BOCHS_SECONDS = 1200, 3600
-SCALE, BOCHS_SCALE = "0.1", "0.01"
+SCALE, BOCHS_SCALE = "0.07", "0.01"
 CHOICE = "-tc=this run's target*,set_target: every*,FOVEA_TARGET chooses*"
 
 
