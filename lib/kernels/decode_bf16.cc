@@ -20,13 +20,6 @@ struct Bf16Products : F32Products {};
 using D16 = hn::Repartition<uint16_t, DF>;  // 32 of bf16, by their bits
 using VF = hn::Vec<DF>;
 
-// 32 columns in two loads: Zen 4's prefetchers follow those, and fall behind where each line is loaded by one instruction (26 and 18 GB/s from
-// memory).
-HWY_INLINE hn::Vec<D16> LoadLine(const uint16_t* p) {
-  const __m256i low = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)), high = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + 16));
-  return hn::Vec<D16>{_mm512_inserti64x4(_mm512_castsi256_si512(low), high, 1)};
-}
-
 // How many rows before their use K and V are prefetched into L2 where there are two rows of q or more.
 constexpr int32_t kPrefetchPairRows = 16;
 
@@ -55,10 +48,10 @@ HWY_INLINE void DotPairRow(const BF16* k, const float* HWY_RESTRICT q, size_t pi
   const uint16_t* const bits = &k->bits;
   size_t i = 0;  // columns
   for (; i + 8 * N <= dim; i += 8 * N) {
-    step(LoadLine(bits + i), i / 2), step(LoadLine(bits + i + 2 * N), i / 2 + N);
-    step(LoadLine(bits + i + 4 * N), i / 2 + 2 * N), step(LoadLine(bits + i + 6 * N), i / 2 + 3 * N);
+    step(LoadLine(d16, bits + i), i / 2), step(LoadLine(d16, bits + i + 2 * N), i / 2 + N);
+    step(LoadLine(d16, bits + i + 4 * N), i / 2 + 2 * N), step(LoadLine(d16, bits + i + 6 * N), i / 2 + 3 * N);
   }
-  for (; i + 2 * N <= dim; i += 2 * N) step(LoadLine(bits + i), i / 2);
+  for (; i + 2 * N <= dim; i += 2 * N) step(LoadLine(d16, bits + i), i / 2);
   if (i < dim) step(LoadFirstN(d16, bits + i, dim - i), i / 2);
 }
 
@@ -195,7 +188,7 @@ HWY_INLINE void PvPairColumns(const PairRun& run, const float* HWY_RESTRICT p, s
   for (size_t i = 0; i < run.pairs; ++i, low += run.step, high += run.step) {
     const VF pa = hn::Set(d, p[i]), pb = hn::Set(d, p[(R > 1 ? kBlockKeys : 0) + i]);
     const auto load = [&](const uint16_t* row, size_t at_column) HWY_ATTR {
-      const auto x = LoadLine(row + (at_column < 16 * W ? at_column : 0));
+      const auto x = LoadLine(d16, row + (at_column < 16 * W ? at_column : 0));
       asm volatile("" ::: "memory");  // in this order: each row to its end
       return x;
     };

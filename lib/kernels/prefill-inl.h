@@ -64,12 +64,12 @@ struct BlockWork {
   int32_t begin, end;
   int32_t all_begin, all_end;  // keys within, which causality and window permit to all lanes
   bool use_bias;
-  bool ahead_v, ahead_k;  // which rows are prefetched meanwhile, up to key `last`: set by RunBlocks
-  int32_t last;
+  int32_t ahead_v, ahead_k;  // the last keys whose rows are prefetched meanwhile, or -1
 };
 
 HWY_INLINE BlockWork FindBlockWork(const AttentionTask& t, const Tile& tile, int32_t kb) {
   BlockWork w;
+  w.ahead_v = w.ahead_k = -1;
   int32_t lo, hi;
   KeyUnion(t, &tile, 1, &lo, &hi);
   w.begin = HWY_MAX(kb, lo);
@@ -245,16 +245,15 @@ HWY_INLINE const T* const* BlockRows(const KernelScratch& s) {
 // A block's first tile prefetches the V rows that P V comes to, its last one the next block's K rows; of rows that are copied first, the last one
 // prefetches both for the next block.
 HWY_INLINE void PrefetchRowOf(const AttentionTask& t, const Side& side, int32_t key, int64_t dim) {
-  const char* const row = static_cast<const char*>(SideRow(t, side, key));
-  for (int64_t byte = 0; byte < dim * StorageBytes(side.dtype); byte += 64) __builtin_prefetch(row + byte, 0, 2);
+  PrefetchRow(static_cast<const char*>(SideRow(t, side, key)), static_cast<size_t>(dim * StorageBytes(side.dtype)));
 }
 template <class T>
 HWY_INLINE void PrefetchGroup(const AttentionTask& t, const BlockWork& w, int32_t first) {
   const bool copies_v = kPerElement<T> > 1 || CopiesRows(t.v_dtype, t.v_stride_row);
   for (int32_t key = first; key < first + static_cast<int32_t>(kTileKeys); ++key) {
     const int32_t next = key + kBlockKeys, key_v = copies_v ? next : key;
-    if (w.ahead_k && next <= w.last) PrefetchRowOf(t, KSide(t), next, t.head_dim);
-    if ((copies_v ? w.ahead_k : w.ahead_v) && key_v <= w.last) PrefetchRowOf(t, VSide(t), key_v, t.v_head_dim);
+    if (next <= w.ahead_k) PrefetchRowOf(t, KSide(t), next, t.head_dim);
+    if (key_v <= (copies_v ? w.ahead_k : w.ahead_v)) PrefetchRowOf(t, VSide(t), key_v, t.v_head_dim);
   }
 }
 
@@ -276,7 +275,7 @@ HWY_NOINLINE void QkSoftmaxBlock(const AttentionTask& t, const KernelScratch& s,
   const DF d;
   for (size_t c = 0; c < L; c += hn::Lanes(d)) hn::Store(hn::Zero(d), d, tile.block_l + c);
   for (int32_t g = g0; g < w.end; g += kTileKeys) {
-    if (w.ahead_v || w.ahead_k) PrefetchGroup<T>(t, w, g);
+    if (w.ahead_v >= 0 || w.ahead_k >= 0) PrefetchGroup<T>(t, w, g);
     // A group that every lane may attend to wholly.
     if (plain && g >= w.all_begin && g + kTileKeys <= w.all_end) {
       QkSoftmaxGroup<NV>(tile, k + g, dim, v_head_dim, score.q_factor, s_row(g), p_row(g), p_row(g0), rule);
@@ -355,14 +354,12 @@ HWY_NOINLINE void RunBlocks(const AttentionTask& t, const KernelScratch& s, cons
     BlockWork *first = nullptr, *last = nullptr;
     for (size_t n = 0; n < num_tiles; ++n) {
       work[n] = FindBlockWork(t, tiles[n], kb);
-      work[n].ahead_v = work[n].ahead_k = false;
-      work[n].last = hi;
       if (work[n].begin >= work[n].end) continue;
       last = &work[n];
       if (!first) first = last;
     }
     if (!first) continue;
-    if (prefetches) first->ahead_v = last->ahead_k = true;
+    if (prefetches) first->ahead_v = last->ahead_k = hi;
     LoadBlock(T(), t, s, kb, HWY_MAX(kb, lo), HWY_MIN(kb + kBlockKeys - 1, hi));
     for (size_t n = 0; n < num_tiles; ++n) {
       if (work[n].begin < work[n].end) QkSoftmaxBlock<T>(t, s, tiles[n], score, work[n], kb, rule, redo);
