@@ -47,17 +47,16 @@ int64_t FarFromEqualV(const AttentionCase& c) {
   return far;
 }
 
-}  // namespace
-
-TEST_CASE("bf16 prefill: random shapes, each option alone and in combinations, equals f64") {
-  const uint64_t first = FirstSeed(8000000);
-  for (int64_t n = 0; n < CaseCount(300); ++n) {
+// Each of the first num_options options alone, and then beside others; with_scores: PROBABILITIES in every fifth case.
+void EachRandomShape(uint64_t seeds, int64_t cases, ShapeKind kind, int64_t num_options, bool with_scores) {
+  const uint64_t first = FirstSeed(seeds);
+  for (int64_t n = 0; n < CaseCount(cases); ++n) {
     const uint64_t seed = first + static_cast<uint64_t>(n);
     Rng rng(Mix(seed) ^ 0xBF16);
-    uint32_t options = 1u << n % 24;
+    uint32_t options = 1u << n % num_options;
     for (uint32_t bit = 1; n % 2 && (bit & kAllOptions); bit <<= 1) options |= rng.Chance(20) ? bit : 0;
-    const int32_t stage = rng.Chance(20) ? FOVEA_SCORES_PROBABILITIES : FOVEA_SCORES_NONE;
-    CaseSpec spec = RandomSpec(seed, ShapeKind::kPrefill, options, stage, CaseWork(1000000));
+    const int32_t stage = with_scores && rng.Chance(20) ? FOVEA_SCORES_PROBABILITIES : FOVEA_SCORES_NONE;
+    CaseSpec spec = RandomSpec(seed, kind, options, stage, CaseWork(1000000));
     spec.q_dtype = spec.k_dtype = spec.v_dtype = FOVEA_BF16;
     spec.out_dtype = static_cast<fovea_dtype>(rng.Pick({FOVEA_F32, FOVEA_BF16, FOVEA_F16}));
     AttentionCase c(spec);
@@ -65,19 +64,13 @@ TEST_CASE("bf16 prefill: random shapes, each option alone and in combinations, e
   }
 }
 
+}  // namespace
+
+TEST_CASE("bf16 prefill: random shapes, each option alone and in combinations, equals f64") {
+  EachRandomShape(8000000, 300, ShapeKind::kPrefill, 24, true);
+}
 TEST_CASE("bf16 decode: random shapes of few rows, each option alone and in combinations, equals f64") {
-  const uint64_t first = FirstSeed(8500000);
-  for (int64_t n = 0; n < CaseCount(400); ++n) {
-    const uint64_t seed = first + static_cast<uint64_t>(n);
-    Rng rng(Mix(seed) ^ 0xBF16);
-    uint32_t options = 1u << n % 27;
-    for (uint32_t bit = 1; n % 2 && (bit & kAllOptions); bit <<= 1) options |= rng.Chance(20) ? bit : 0;
-    CaseSpec spec = RandomSpec(seed, ShapeKind::kFewRows, options, FOVEA_SCORES_NONE, CaseWork(1000000));
-    spec.q_dtype = spec.k_dtype = spec.v_dtype = FOVEA_BF16;
-    spec.out_dtype = static_cast<fovea_dtype>(rng.Pick({FOVEA_F32, FOVEA_BF16, FOVEA_F16}));
-    AttentionCase c(spec);
-    CHECK(RunAndCheck(&c) == "");
-  }
+  EachRandomShape(8500000, 400, ShapeKind::kFewRows, 27, false);
 }
 
 // Pairs of keys begin at even keys: here the range of keys begins and ends at odd and even ones, inside a block and at its ends, and NaN lies on both

@@ -695,6 +695,30 @@ TEST_CASE("mha BATCH_INVARIANT: chunks of a prefill have the bits of the whole")
   }
 }
 
+// The three weights and biases of a case one after another, in f32.
+class PackedWeights {
+ public:
+  explicit PackedWeights(const MhaCase& c) {
+    for (size_t n = 0; n < 3; ++n) {
+      for (int64_t o = 0; o < c.w[n]->shape().rows; ++o) {
+        for (int64_t i = 0; i < c.spec.d_model; ++i) weights_.push_back(c.w[n]->Get(0, 0, o, i));
+        biases_.push_back(c.b[n]->Get(0, 0, 0, o));
+      }
+    }
+  }
+
+  fovea_mha_params InsteadOf(fovea_mha_params p) {
+    const int64_t rows = static_cast<int64_t>(biases_.size());
+    p.wq = p.wk = p.wv = p.bq = p.bk = p.bv = {};
+    p.w_qkv = fovea_tensor_bhsd(weights_.data(), FOVEA_F32, 1, rows, p.d_model);
+    p.b_qkv = fovea_tensor_bhsd(biases_.data(), FOVEA_F32, 1, 1, rows);
+    return p;
+  }
+
+ private:
+  std::vector<float> weights_, biases_;
+};
+
 TEST_CASE("mha: same bits paged or contiguous, or without a cache; packed or separate weights; padded or packed") {
   for (const uint32_t flags : {uint32_t{0}, uint32_t{FOVEA_BATCH_INVARIANT}}) {
     const fovea_exec exec = Threads(1, flags);
@@ -706,21 +730,9 @@ TEST_CASE("mha: same bits paged or contiguous, or without a cache; packed or sep
       CHECK(BitDifference(contiguous.Cache(), paged.Cache()) == "");
       CHECK(BitDifference(contiguous.Y(), none.Y()) == "");
 
-      // The three weights and biases one after another.
       const MhaCase& c = none;
-      const int64_t cols = c.spec.d_model;
-      std::vector<float> weights, biases, y(contiguous.Y().size());
-      for (size_t n = 0; n < 3; ++n) {
-        for (int64_t o = 0; o < c.w[n]->shape().rows; ++o) {
-          for (int64_t i = 0; i < cols; ++i) weights.push_back(c.w[n]->F32(0, 0, o, i));
-          biases.push_back(c.b[n]->F32(0, 0, 0, o));
-        }
-      }
-      const int64_t rows = static_cast<int64_t>(biases.size());
-      fovea_mha_params p = c.p;
-      p.wq = p.wk = p.wv = p.bq = p.bk = p.bv = {};
-      p.w_qkv = fovea_tensor_bhsd(weights.data(), FOVEA_F32, 1, rows, cols);
-      p.b_qkv = fovea_tensor_bhsd(biases.data(), FOVEA_F32, 1, 1, rows);
+      PackedWeights weights(c);
+      fovea_mha_params p = weights.InsteadOf(c.p);
       REQUIRE(fovea_mha_forward(&p, &exec) == FOVEA_OK);
       CHECK(BitDifference(contiguous.Y(), c.Y()) == "");
 
@@ -728,6 +740,7 @@ TEST_CASE("mha: same bits paged or contiguous, or without a cache; packed or sep
       const std::vector<int32_t> cu = {0, static_cast<int32_t>(q_len), static_cast<int32_t>(2 * q_len)};
       p = c.p;
       p.cu_seqlens_q = cu.data(), p.total_q = 2 * q_len, p.q_len = 0;
+      std::vector<float> y(contiguous.Y().size());
       p.y = fovea_tensor_bhsd(y.data(), FOVEA_F32, 1, 2 * q_len, c.spec.d_out);
       REQUIRE_MESSAGE(fovea_mha_forward(&p, &exec) == FOVEA_OK, std::string(fovea_last_error()));
       CHECK(BitDifference(contiguous.Y(), y) == "");
@@ -923,20 +936,9 @@ TEST_CASE("mha is its parts: int8 and 16-bit caches, and cross attention with Ro
         if (s.rope || s.cross) continue;
 
         // One weight for all: q goes where it went.
-        const int64_t cols = s.d_model;
-        std::vector<float> weights, biases;
-        for (size_t n = 0; n < 3; ++n) {
-          for (int64_t o = 0; o < c.w[n]->shape().rows; ++o) {
-            for (int64_t i = 0; i < cols; ++i) weights.push_back(c.w[n]->Get(0, 0, o, i));
-            biases.push_back(c.b[n]->Get(0, 0, 0, o));
-          }
-        }
-        const int64_t rows = static_cast<int64_t>(biases.size());
+        PackedWeights weights(c);
         MhaCase packed(s);
-        fovea_mha_params p = packed.p;
-        p.wq = p.wk = p.wv = p.bq = p.bk = p.bv = {};
-        p.w_qkv = fovea_tensor_bhsd(weights.data(), FOVEA_F32, 1, rows, cols);
-        p.b_qkv = fovea_tensor_bhsd(biases.data(), FOVEA_F32, 1, 1, rows);
+        const fovea_mha_params p = weights.InsteadOf(packed.p);
         REQUIRE(fovea_mha_forward(&p, &exec) == FOVEA_OK);
         CHECK(BitDifference(c.Y(), packed.Y()) == "");
       }
