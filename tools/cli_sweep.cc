@@ -6,9 +6,9 @@
 
 #include <algorithm>
 #include <cctype>
+#include <cmath>
 #include <csignal>
 #include <cstdio>
-#include <cmath>
 #include <ctime>
 #include <filesystem>
 #include <fstream>

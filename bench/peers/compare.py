@@ -72,9 +72,10 @@ class Row:
         import numpy
         q, k, v = tensors
         out = numpy.full_like(q, numpy.nan)
-        call = fovea.attention(q, k, v, out, self.causal, threads, INT8_STEP if self.dtype == "int8" else None)
+        kv_step = INT8_STEP if self.dtype == "int8" else None
+        call = fovea.attention(q, k, v, out, self.causal, threads, kv_step)
         assert call.describe().flop == self.flop, "useful FLOP counted differently"
-        largest = float(abs(v.astype(numpy.float32)).max()) * (INT8_STEP if self.dtype == "int8" else 1)
+        largest = float(abs(v.astype(numpy.float32)).max()) * (kv_step or 1)
         return call, out, call.describe().kernels.decode(), TOLERANCE[self.dtype] * largest
 
 
@@ -170,7 +171,9 @@ class Contestant:
         self.via = self.max_diff = self.call = self.output = self.reason = None
         self.expected, self.limit = expected, limit
         self.other_ways, reasons = {}, []
-        for via, make in provider.ways(row, *tensors, threads):
+        # No peer has an operator over int8 keys and values: OpenVINO's is inside a stateful model, which quantizes by itself.
+        ways = provider.ways(row, *tensors, threads) if row.dtype != "int8" else ()
+        for via, make in ways:
             try:
                 call, output = make()
                 call()

@@ -33,8 +33,6 @@ class Torch:
         return self.torch.from_numpy(a)
 
     def ways(self, row, q, k, v, threads):
-        if row.dtype == "int8":
-            return
         q, k, v = map(self._tensor, (q, k, v))
         if row.op == "linear":
             yield "nn.functional.linear", lambda: self._linear(q, k, v, threads)
@@ -103,9 +101,6 @@ class OnnxRuntime:
         return self.ort.OrtValue.ortvalue_from_numpy(a)
 
     def ways(self, row, q, k, v, threads):
-        if row.dtype == "int8":
-            return
-
         def rows_first(a):  # [B][H][S][D] -> [B][S][H * D], the only layout of the com.microsoft operators' inputs
             return numpy.ascontiguousarray(a.transpose(0, 2, 1, 3)).reshape(1, a.shape[2], -1)
 
@@ -158,8 +153,6 @@ class OpenVino:
         return tensor.data.view(BFLOAT16) if tensor.element_type == self.ov.Type.bf16 else tensor.data
 
     def ways(self, row, q, k, v, threads):
-        if row.dtype == "int8":  # only inside a stateful model, which quantises by itself
-            return
         ops = self.graph_ops
         element = {"f32": self.ov.Type.f32, "bf16": self.ov.Type.bf16, "f16": self.ov.Type.f16}[row.dtype]
 
