@@ -180,8 +180,8 @@ HWY_NOINLINE void SoftmaxGroup(const Tile& tile, size_t v_head_dim, const float*
   ExpGroup<NV, T>(tile, s, p);
 }
 
-// On 16 registers the epilogue's exp2 hardly overlaps with the next group's FMAs: a group's scores are stored, and its exp2 is done between the steps of
-// the next group's QK^T.
+// On 16 registers the epilogue's exp2 overlaps too little with the next group's FMAs: a group's scores are stored, and become P between the steps of the
+// next group's QK^T.
 constexpr bool kExpBehind = HWY_TARGET == HWY_AVX2;
 
 // One row of a group, its scores at p, as ExpColumn.
@@ -223,14 +223,13 @@ HWY_NOINLINE void QkSoftmaxGroup(const Tile& tile, const T* const* HWY_RESTRICT 
   V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0;
   V b0 = a0, b1 = a0, b2 = a0, b3 = a0, b4 = a0, b5 = a0, b6 = a0, b7 = a0;
   V c0 = a0, c1 = a0, c2 = a0, c3 = a0, c4 = a0, c5 = a0, c6 = a0, c7 = a0;
-  float* const before = p - kTileKeys * L;
   const auto exp_row = [&](size_t r) HWY_ATTR {
-    if constexpr (kExpBehind) ExpRow<NV>(tile.m, before + r * L);
+    if constexpr (kExpBehind) ExpRow<NV>(tile.m, p + r * L - kTileKeys * L);
   };
   QkTile<NV>(k, tile.qt, dim, kExpBehind ? kTileKeys : 1, exp_row, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6,
              a7, b7, c7);
   if constexpr (kExpBehind) {
-    AddGroup<NV>(before, tile.block_l);
+    AddGroup<NV>(p - kTileKeys * L, tile.block_l);
     StoreGroup<NV>(p, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
   }
   const auto scale = [&](V& x0, V& x1, V& x2) HWY_ATTR {
@@ -332,7 +331,7 @@ HWY_NOINLINE void QkSoftmaxBlock(const AttentionTask& t, const KernelScratch& s,
   if (w.use_bias) TransposeBias(t, tile, L, g0, w.end, s.bias + static_cast<size_t>(g0 - kb) * L);
   const DF d;
   for (size_t c = 0; c < L; c += hn::Lanes(d)) hn::Store(hn::Zero(d), d, tile.block_l + c);
-  float* behind = nullptr;  // of the group before, if they are scores yet
+  float* behind = nullptr;  // the rows of the group before, while they are scores
   const auto catch_up = [&]() HWY_ATTR {
     if (behind) ExpGroup<NV, T>(tile, behind, behind);
     behind = nullptr;
