@@ -42,13 +42,13 @@ HWY_INLINE V Exp2(D d, V x) {
 }
 
 #if HWY_TARGET == HWY_AVX2
-// The same in 4 registers: constants stay in memory. The asm hides that they are the same every time, or they would be kept in registers.
+// The same bits in 4 registers: constants stay in memory. The asm hides that they are the same every time, or they would be kept in registers.
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V Exp2FromMemory(D d, V x) {
-#define FOVEA_REPEAT(i) \
-  {kExp2Constants[i], kExp2Constants[i], kExp2Constants[i], kExp2Constants[i], kExp2Constants[i], kExp2Constants[i], kExp2Constants[i], kExp2Constants[i]}
-  alignas(64) static constexpr float kRepeated[8][8] = {FOVEA_REPEAT(0), FOVEA_REPEAT(1), FOVEA_REPEAT(2), FOVEA_REPEAT(3),
-                                                        FOVEA_REPEAT(4), FOVEA_REPEAT(5), FOVEA_REPEAT(6), FOVEA_REPEAT(7)};
+#define FOVEA_REPEAT(x) {x, x, x, x, x, x, x, x}
+  constexpr const float* k = kExp2Constants;
+  alignas(64) static constexpr float kRepeated[8][8] = {FOVEA_REPEAT(k[0]), FOVEA_REPEAT(k[1]), FOVEA_REPEAT(k[2]), FOVEA_REPEAT(k[3]),
+                                                        FOVEA_REPEAT(k[4]), FOVEA_REPEAT(k[5]), FOVEA_REPEAT(k[6]), FOVEA_REPEAT(k[7])};
 #undef FOVEA_REPEAT
   const float* repeated = kRepeated[0];
   asm volatile("" : "+r"(repeated));
