@@ -226,8 +226,8 @@ HWY_NOINLINE void QkSoftmaxGroup(const Tile& tile, const T* const* HWY_RESTRICT 
   const auto exp_row = [&](size_t r) HWY_ATTR {
     if constexpr (kExpBehind) ExpRow<NV>(tile.m, p + r * L - kTileKeys * L);
   };
-  QkTile<NV>(k, tile.qt, dim, kExpBehind ? kTileKeys : 1, exp_row, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6,
-             a7, b7, c7);
+  QkTile<NV, kExpBehind ? kTileKeys : 0>(k, tile.qt, dim, exp_row, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6,
+                                         a7, b7, c7);
   if constexpr (kExpBehind) {
     AddGroup<NV>(p - kTileKeys * L, tile.block_l);
     StoreGroup<NV>(p, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);

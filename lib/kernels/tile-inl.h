@@ -89,14 +89,10 @@ HWY_INLINE void FmaStep(const T* x0, const T* x1, const T* x2, const T* x3, cons
   b += NV * N;
 }
 
-struct NoPiece {
-  HWY_INLINE void operator()(size_t /*n*/) const {}
-};
-
-// S^T of kTileKeys keys (rows k[0 .. kTileKeys)) against the tile's Q^T [dim][NV * N]; dim in elements of T. piece(n), n < pieces:
-// other work, spread over the steps.
-template <int NV, class T, class V, class Piece>
-HWY_INLINE void QkTile(const T* const* HWY_RESTRICT k, const float* qt, size_t dim, size_t pieces, const Piece& piece, V& a0, V& b0, V& c0, V& a1,
+// S^T of kTileKeys keys (rows k[0 .. kTileKeys)) against the tile's Q^T [dim][NV * N]; dim in elements of T. piece(n), n < kPieces: other work, spread
+// over the steps.
+template <int NV, size_t kPieces, class T, class V, class Piece>
+HWY_INLINE void QkTile(const T* const* HWY_RESTRICT k, const float* qt, size_t dim, const Piece& piece, V& a0, V& b0, V& c0, V& a1,
                        V& b1, V& c1, V& a2, V& b2, V& c2, V& a3, V& b3, V& c3, V& a4, V& b4, V& c4, V& a5, V& b5, V& c5,
                        V& a6, V& b6, V& c6, V& a7, V& b7, V& c7) {
   constexpr int R = kTileKeys;
@@ -105,9 +101,11 @@ HWY_INLINE void QkTile(const T* const* HWY_RESTRICT k, const float* qt, size_t d
   if constexpr (R == 8) k4 = k[4], k5 = k[5], k6 = k[6], k7 = k[7];
   size_t i = 0;
   // Two steps per turn: the exit of a 64-step loop is mispredicted otherwise.
-  const size_t even = dim / 2 * 2, steps = (dim + 2 * pieces - 1) / (2 * pieces) * 2;
-  for (size_t n = 0; n < pieces; ++n) {
-    for (const size_t end = HWY_MIN(i + steps, even); i < end; i += 2) {
+  constexpr size_t kTurns = HWY_MAX(kPieces, size_t{1});
+  const size_t steps = (dim + 2 * kTurns - 1) / (2 * kTurns) * 2;  // even
+  for (size_t n = 0; n < kTurns; ++n) {
+    const size_t end = kPieces > 0 ? HWY_MIN(i + steps, dim) : dim;
+    for (; i + 2 <= end; i += 2) {
       FmaStep<R, NV>(k0 + i, k1 + i, k2 + i, k3 + i, k4 + i, k5 + i, k6 + i, k7 + i, qt, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3,
                      b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
       asm volatile("" : "+r"(i), "+r"(qt));
@@ -115,7 +113,10 @@ HWY_INLINE void QkTile(const T* const* HWY_RESTRICT k, const float* qt, size_t d
                      c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
       asm volatile("" : "+r"(i), "+r"(qt));
     }
-    piece(n);
+    if constexpr (kPieces > 0) {
+      piece(n);
+      asm volatile("" : "+r"(i));  // or the pieces left when the steps are over become a loop of their own
+    }
   }
   if (i < dim) {
     FmaStep<R, NV>(k0 + i, k1 + i, k2 + i, k3 + i, k4 + i, k5 + i, k6 + i, k7 + i, qt, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3,
