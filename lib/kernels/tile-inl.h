@@ -89,8 +89,8 @@ HWY_INLINE void FmaStep(const T* x0, const T* x1, const T* x2, const T* x3, cons
   b += NV * N;
 }
 
-// S^T of kTileKeys keys (rows k[0 .. kTileKeys)) against the tile's Q^T [dim][NV * N]; dim in elements of T. piece(n), n < kPieces: other work, spread
-// over the steps.
+// S^T of kTileKeys keys (rows k[0 .. kTileKeys)) against the tile's Q^T [dim][NV * N]; dim in elements of T. piece(n), n < kPieces: other work,
+// spread over the steps.
 template <int NV, size_t kPieces, class T, class V, class Piece>
 HWY_INLINE void QkTile(const T* const* HWY_RESTRICT k, const float* qt, size_t dim, const Piece& piece, V& a0, V& b0, V& c0, V& a1,
                        V& b1, V& c1, V& a2, V& b2, V& c2, V& a3, V& b3, V& c3, V& a4, V& b4, V& c4, V& a5, V& b5, V& c5,
