@@ -29,12 +29,15 @@ HWY_NOINLINE void RunQk(const TileOperands& o) {
   const int64_t lanes = GetTileShape().lanes;
   for (int64_t row = 0; row < o.num_rows; row += kKeys) {
     float* const p = o.p + row % o.p_rows * lanes;
-    if (o.softmax) {
+    const bool first = row % o.p_rows == 0, last = row % o.p_rows == o.p_rows - kKeys;
+    // As QkSoftmaxBlock: of a block's first group, only the scores are computed where exp2 is the next group's work.
+    if (!o.softmax || (kernels::kExpBehind && first)) {
+      kernels::QkStoreGroup<NV>(tile, o.rows + row, static_cast<size_t>(o.dim), nullptr, p);
+    } else {
       kernels::QkSoftmaxGroup<NV>(tile, o.rows + row, static_cast<size_t>(o.dim), static_cast<size_t>(o.ot_rows), 1.0f, nullptr, p,
                                   p, o.p, kernels::kLazyMax);
-    } else {
-      kernels::QkStoreGroup<NV>(tile, o.rows + row, static_cast<size_t>(o.dim), nullptr, p);
     }
+    if (o.softmax && kernels::kExpBehind && last) kernels::ExpGroup<NV, float>(tile, p, p);
   }
 }
 
@@ -82,7 +85,7 @@ class TileCase {
     const int64_t blocks = CacheBytes(2) / 2 / (fovea::kBlockKeys * row.dim * int64_t{sizeof(float)});
     o_.num_rows = row.l2 ? std::max<int64_t>(1, blocks) * fovea::kBlockKeys : 4 * fovea::kBlockKeys;
     distinct_ = row.l2 ? o_.num_rows : 8;
-    o_.p_rows = pv || row.l2 ? fovea::kBlockKeys : 8;
+    o_.p_rows = pv || row.l2 ? fovea::kBlockKeys : 32;
     o_.ot_rows = pv && !row.l2 ? keys_ : row.dim;
     rows_data_ = RandomFloats(distinct_ * row.dim, 1);
     qt_ = RandomFloats(row.dim * lanes_, 2);

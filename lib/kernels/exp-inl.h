@@ -21,20 +21,40 @@ constexpr float kLog2E = 1.44269504088896341f;
 // 2^x for x <= 127, relative error < 1.7e-7 (minimax of degree 5 on [-1/2, 1/2] with c0 = 1, so that 2^0 is exactly 1).
 // Exactly 0 below -126, -inf included; NaN stays NaN, whatever its payload: 2^n is multiplied, not added to the exponent bits.
 // t = x + 1.5 * 2^23 leaves round(x) in the low mantissa bits without the overflow fix-ups of a convert on x86.
+// constant(i): kExp2Constants[i] in all lanes.
+constexpr float kExp2Constants[8] = {12582912.0f, 1.0f, 0.0013264727f, 0.009671513f, 0.055507336f, 0.24022242f, 0.693147f, -126.0f};
+template <class D, class Constant, class V = hn::Vec<D>>
+HWY_INLINE V Exp2By(D d, V x, const Constant& constant) {
+  const hn::RebindToSigned<D> di;
+  const V t = hn::Add(x, constant(0));
+  const V f = hn::Sub(x, hn::Sub(t, constant(0)));
+  const V pow2n = hn::BitCast(d, hn::Add(hn::ShiftLeft<23>(hn::BitCast(di, t)), hn::BitCast(di, constant(1))));
+  V p = hn::MulAdd(constant(2), f, constant(3));
+  p = hn::MulAdd(p, f, constant(4));
+  p = hn::MulAdd(p, f, constant(5));
+  p = hn::MulAdd(p, f, constant(6));
+  p = hn::MulAdd(p, hn::Mul(f, pow2n), pow2n);
+  return hn::IfThenZeroElse(hn::Lt(x, constant(7)), p);
+}
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V Exp2(D d, V x) {
-  const hn::RebindToSigned<D> di;
-  const V magic = hn::Set(d, 12582912.0f);
-  const V t = hn::Add(x, magic);
-  const V f = hn::Sub(x, hn::Sub(t, magic));
-  const V pow2n = hn::BitCast(d, hn::Add(hn::ShiftLeft<23>(hn::BitCast(di, t)), hn::Set(di, 0x3F800000)));
-  V p = hn::MulAdd(hn::Set(d, 0.0013264727f), f, hn::Set(d, 0.009671513f));
-  p = hn::MulAdd(p, f, hn::Set(d, 0.055507336f));
-  p = hn::MulAdd(p, f, hn::Set(d, 0.24022242f));
-  p = hn::MulAdd(p, f, hn::Set(d, 0.693147f));
-  p = hn::MulAdd(p, hn::Mul(f, pow2n), pow2n);
-  return hn::IfThenZeroElse(hn::Lt(x, hn::Set(d, -126.0f)), p);
+  return Exp2By(d, x, [d](size_t i) HWY_ATTR { return hn::Set(d, kExp2Constants[i]); });
 }
+
+#if HWY_TARGET == HWY_AVX2
+// The same bits in 4 registers: constants stay in memory. The asm hides that they are the same every time, or they would be kept in registers.
+template <class D, class V = hn::Vec<D>>
+HWY_INLINE V Exp2FromMemory(D d, V x) {
+#define FOVEA_REPEAT(x) {x, x, x, x, x, x, x, x}
+  constexpr const float* k = kExp2Constants;
+  alignas(64) static constexpr float kRepeated[8][8] = {FOVEA_REPEAT(k[0]), FOVEA_REPEAT(k[1]), FOVEA_REPEAT(k[2]), FOVEA_REPEAT(k[3]),
+                                                        FOVEA_REPEAT(k[4]), FOVEA_REPEAT(k[5]), FOVEA_REPEAT(k[6]), FOVEA_REPEAT(k[7])};
+#undef FOVEA_REPEAT
+  const float* repeated = kRepeated[0];
+  asm volatile("" : "+r"(repeated));
+  return Exp2By(d, x, [&](size_t i) HWY_ATTR { return hn::Load(d, repeated + 8 * i); });
+}
+#endif
 
 // tanh within 7 ulp, at most 1 + 2^-22: x P(x^2) / Q(x^2), minimax in relative error on [0, 9.1], beyond which tanh rounds to 1; relative, so that
 // small x lose nothing. NaN stays NaN: the clamp is a select.

@@ -146,9 +146,9 @@ HWY_INLINE void ExpColumn(float /*type*/, V s0, V s1, V s2, V s3, V s4, V s5, V 
   hn::Store(hn::Add(hn::Load(d, l), GroupSum(s0, s1, s2, s3, s4, s5, s6, s7)), d, l);
 }
 
-// P at p, l and m of a group whose scores lie at s, which may be p. p_begin: where the block's P rows begin.
+// m for a group whose scores lie at s. The block's P rows before it, at p_begin, are rescaled if it moves.
 template <int NV, class T>
-HWY_NOINLINE void SoftmaxGroup(const Tile& tile, size_t v_head_dim, const float* s, float* p, float* p_begin, const MaxRule& rule) {
+HWY_NOINLINE void MoveGroupMax(const Tile& tile, size_t v_head_dim, const float* s, const float* p, float* p_begin, const MaxRule& rule) {
   const DF d;
   const size_t N = hn::Lanes(d), L = NV * N;
   const auto row = [&](size_t r, size_t c) HWY_ATTR { return hn::Load(d, s + (r < kTileKeys ? r : 0) * L + c); };
@@ -159,16 +159,61 @@ HWY_NOINLINE void SoftmaxGroup(const Tile& tile, size_t v_head_dim, const float*
     any_moves |= !hn::AllFalse(d, hn::Gt(mx, hn::Add(hn::Load(d, tile.m + c), hn::Set(d, rule.threshold))));
   }
   if (any_moves) Rescale<NV, T>(tile, v_head_dim, p_begin, static_cast<size_t>(p - p_begin) / L, rule);
+}
+
+// P at p and l of a group whose scores lie at s, which may be p.
+template <int NV, class T>
+HWY_NOINLINE void ExpGroup(const Tile& tile, const float* s, float* p) {
+  const DF d;
+  const size_t N = hn::Lanes(d), L = NV * N;
+  const auto row = [&](size_t r, size_t c) HWY_ATTR { return hn::Load(d, s + (r < kTileKeys ? r : 0) * L + c); };
   for (size_t c = 0; c < L; c += N) {
     ExpColumn(T(), row(0, c), row(1, c), row(2, c), row(3, c), row(4, c), row(5, c), row(6, c), row(7, c),
               hn::Load(d, tile.m + c), p + c, L, tile.block_l + c);
   }
 }
 
+// P at p, l and m of a group whose scores lie at s, which may be p. p_begin: where the block's P rows begin.
+template <int NV, class T>
+HWY_NOINLINE void SoftmaxGroup(const Tile& tile, size_t v_head_dim, const float* s, float* p, float* p_begin, const MaxRule& rule) {
+  MoveGroupMax<NV, T>(tile, v_head_dim, s, p, p_begin, rule);
+  ExpGroup<NV, T>(tile, s, p);
+}
+
+// On 16 registers the epilogue's exp2 overlaps too little with the next group's FMAs: a group's scores are stored, and become P between the steps
+// of the next group's QK^T.
+constexpr bool kExpBehind = HWY_TARGET == HWY_AVX2;
+
+// One row of a group, its scores at p, as ExpColumn.
+template <int NV>
+HWY_INLINE void ExpRow(const float* m, float* p) {
+#if HWY_TARGET == HWY_AVX2
+  const DF d;
+  const size_t N = hn::Lanes(d);
+  const auto exp = [&](size_t c) HWY_ATTR { hn::Store(Exp2FromMemory(d, hn::Sub(hn::Load(d, p + c), hn::Load(d, m + c))), d, p + c); };
+  exp(0);
+  if constexpr (NV > 1) exp(N);
+  if constexpr (NV > 2) exp(2 * N);
+#endif
+}
+// l += the sum of a group's P.
+template <int NV>
+HWY_INLINE void AddGroup(const float* p, float* HWY_RESTRICT l) {
+  const DF d;
+  const size_t N = hn::Lanes(d), L = NV * N;
+  const auto add = [&](size_t c) HWY_ATTR {
+    const auto row = [&](size_t r) HWY_ATTR { return hn::Load(d, p + (r < kTileKeys ? r : 0) * L + c); };
+    hn::Store(hn::Add(hn::Load(d, l + c), GroupSum(row(0), row(1), row(2), row(3), row(4), row(5), row(6), row(7))), d, l + c);
+  };
+  add(0);
+  if constexpr (NV > 1) add(N);
+  if constexpr (NV > 2) add(2 * N);
+}
+
 // One group of wholly permitted keys without options: QK^T with the softmax as its epilogue, the same bits as SoftmaxGroup. k: its rows, of dim
 // elements; factor: of ScaleScore; s: where its scores may lie; p: its P rows. One group per call: in a loop over groups g++ keeps the epilogue's
 // constants in registers and spills accumulators. The rare rescale goes through memory, so that no accumulator lives across a call, for which clang
-// would spill it in the k loop.
+// would spill it in the k loop. With kExpBehind, the exp2 is that of the group before, and this one's scores are left at p.
 template <int NV, bool kAhead = false, class T>
 HWY_NOINLINE void QkSoftmaxGroup(const Tile& tile, const T* const* HWY_RESTRICT k, size_t dim, size_t v_head_dim, float factor, const Ahead* ahead,
                                  float* s, float* p, float* p_begin, const MaxRule& rule) {
@@ -178,8 +223,16 @@ HWY_NOINLINE void QkSoftmaxGroup(const Tile& tile, const T* const* HWY_RESTRICT 
   V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0;
   V b0 = a0, b1 = a0, b2 = a0, b3 = a0, b4 = a0, b5 = a0, b6 = a0, b7 = a0;
   V c0 = a0, c1 = a0, c2 = a0, c3 = a0, c4 = a0, c5 = a0, c6 = a0, c7 = a0;
+  const auto exp_row = [&](size_t r) HWY_ATTR {
+    if constexpr (kExpBehind) ExpRow<NV>(tile.m, p + r * L - kTileKeys * L);
+  };
   if constexpr (kAhead) asm volatile("" : "+m"(factor));  // g++ would keep it in a register, one more than AVX3_BF16 has
-  QkTile<NV, kAhead>(k, tile.qt, dim, ahead, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
+  QkTile<NV, kExpBehind, kAhead>(k, tile.qt, dim, exp_row, ahead, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6,
+                                 a7, b7, c7);
+  if constexpr (kExpBehind) {
+    AddGroup<NV>(p - kTileKeys * L, tile.block_l);
+    StoreGroup<NV>(p, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
+  }
   const auto scale = [&](V& x0, V& x1, V& x2) HWY_ATTR {
     x0 = ScaleScore(T(), x0, factor);
     if constexpr (NV > 1) x1 = ScaleScore(T(), x1, factor);
@@ -196,6 +249,10 @@ HWY_NOINLINE void QkSoftmaxGroup(const Tile& tile, const T* const* HWY_RESTRICT 
   if constexpr (NV > 2) {
     const V m = hn::Add(hn::Load(d, tile.m + 2 * N), threshold);
     moves = hn::Or(moves, hn::Gt(GroupMax(c0, c1, c2, c3, c4, c5, c6, c7), m));
+  }
+  if constexpr (kExpBehind) {
+    if (HWY_UNLIKELY(!hn::AllFalse(d, moves))) MoveGroupMax<NV, T>(tile, v_head_dim, p, p, p_begin, rule);
+    return;
   }
   if (HWY_UNLIKELY(!hn::AllFalse(d, moves))) {
     StoreGroup<NV>(s, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
@@ -271,20 +328,33 @@ HWY_NOINLINE void QkSoftmaxBlock(const AttentionTask& t, const KernelScratch& s,
   if (w.use_bias) TransposeBias(t, tile, L, g0, w.end, s.bias + static_cast<size_t>(g0 - kb) * L);
   const DF d;
   for (size_t c = 0; c < L; c += hn::Lanes(d)) hn::Store(hn::Zero(d), d, tile.block_l + c);
+  float* behind = nullptr;  // the rows of the group before, while they are scores
+  const auto catch_up = [&]() HWY_ATTR {
+    if (behind) ExpGroup<NV, T>(tile, behind, behind);
+    behind = nullptr;
+  };
+  const auto softmax_group = w.ahead >= 0 ? &QkSoftmaxGroup<NV, true, T> : &QkSoftmaxGroup<NV, false, T>;
+  const auto store_group = w.ahead >= 0 ? &QkStoreGroup<NV, true, T> : &QkStoreGroup<NV, false, T>;
   for (int32_t g = g0; g < w.end; g += kTileKeys) {
     const Ahead ahead = w.ahead >= 0 ? RowsAhead<T>(t, w, g) : Ahead();
     // A group that every lane may attend to wholly.
     if (plain && g >= w.all_begin && g + kTileKeys <= w.all_end) {
-      const auto group = w.ahead >= 0 ? &QkSoftmaxGroup<NV, true, T> : &QkSoftmaxGroup<NV, false, T>;
-      group(tile, k + g, dim, v_head_dim, score.q_factor, &ahead, s_row(g), p_row(g), p_row(g0), rule);
+      if (kExpBehind && !behind) {
+        store_group(tile, k + g, dim, &ahead, p_row(g));
+        MoveGroupMax<NV, T>(tile, v_head_dim, p_row(g), p_row(g), p_row(g0), rule);
+      } else {
+        softmax_group(tile, k + g, dim, v_head_dim, score.q_factor, &ahead, s_row(g), p_row(g), p_row(g0), rule);
+      }
+      behind = kExpBehind ? p_row(g) : nullptr;
       continue;
     }
-    const auto group = w.ahead >= 0 ? &QkStoreGroup<NV, true, T> : &QkStoreGroup<NV, false, T>;
-    group(tile, k + g, dim, &ahead, s_row(g));
+    catch_up();
+    store_group(tile, k + g, dim, &ahead, s_row(g));
     const size_t row = static_cast<size_t>(g - kb) * L;
     MaskedSoftmaxGroup<NV, T>(tile, score, t.kv_positions, g, w.end, w.use_bias ? s.bias + row : nullptr, redo ? s.allow + row : nullptr, v_head_dim,
                               s_row(g), p_row(g), p_row(g0), rule);
   }
+  catch_up();
   for (size_t c = 0; c < L; c += hn::Lanes(d)) {
     hn::Store(hn::Add(hn::Load(d, tile.l + c), hn::Load(d, tile.block_l + c)), d, tile.l + c);
   }
