@@ -189,6 +189,34 @@ HWY_INLINE void PvColumns(const T* v, int64_t stride, const float* HWY_RESTRICT 
   if constexpr (W > 4) store(a4, b4, 4), store(a5, b5, 5), store(a6, b6, 6), store(a7, b7, 7);
 }
 
+// The same for one row and 16 vectors of columns, on 32 registers, so that rows of up to 256 columns are walked to their ends.
+template <class T>
+HWY_INLINE void PvColumns1x16(const T* v, int64_t stride, const float* HWY_RESTRICT p, size_t c, size_t keys, const float* from, const float* base,
+                              float* to) {
+  const DF d;
+  using V = hn::Vec<DF>;
+  const size_t N = hn::Lanes(d);
+  V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0;
+  V b0 = a0, b1 = a0, b2 = a0, b3 = a0, b4 = a0, b5 = a0, b6 = a0, b7 = a0;
+  const auto each = [&](const auto& f) HWY_ATTR {
+    f(a0, c), f(a1, c + N), f(a2, c + 2 * N), f(a3, c + 3 * N), f(a4, c + 4 * N), f(a5, c + 5 * N), f(a6, c + 6 * N), f(a7, c + 7 * N);
+    f(b0, c + 8 * N), f(b1, c + 9 * N), f(b2, c + 10 * N), f(b3, c + 11 * N), f(b4, c + 12 * N), f(b5, c + 13 * N), f(b6, c + 14 * N), f(b7, c + 15 * N);
+  };
+  if (from) each([&](V& x, size_t i) HWY_ATTR { x = hn::Load(d, from + i); });
+  for (size_t j = 0; j < keys; ++j, v += stride) {
+    const V weight = hn::Set(d, p[j]);
+    const auto step = [&](V& x, size_t i) HWY_ATTR {
+      const V y = LoadRow(d, v + c + i * N);
+      asm volatile("" ::: "memory");  // as in PvColumns
+      x = hn::MulAdd(weight, y, x);
+    };
+    step(a0, 0), step(a1, 1), step(a2, 2), step(a3, 3), step(a4, 4), step(a5, 5), step(a6, 6), step(a7, 7);
+    step(b0, 8), step(b1, 9), step(b2, 10), step(b3, 11), step(b4, 12), step(b5, 13), step(b6, 14), step(b7, 15);
+  }
+  if (base) each([&](V& x, size_t i) HWY_ATTR { x = hn::Add(hn::Load(d, base + i), x); });
+  each([&](V& x, size_t i) HWY_ATTR { hn::Store(x, d, to + i); });
+}
+
 // The same for 4 rows and 4 vectors of columns, on 32 registers, so that int8 is converted once for all. A row is walked in parts then, which
 // costs the wider types more than their conversion.
 template <class T>
@@ -255,6 +283,9 @@ HWY_NOINLINE void PvChunk(const T* v, int64_t stride, const float* p, size_t dim
   constexpr int W = kTileKeys == 4 ? 8 / R : 8;
   const size_t N = hn::Lanes(DF());
   size_t c = 0;
+  if constexpr (R == 1 && kTileKeys == 8) {
+    for (; c + 16 * N <= dim; c += 16 * N) PvColumns1x16(v, stride, p, c, keys, from, base, to);
+  }
   for (; c + W * N <= dim; c += W * N) PvColumns<R, W>(v, stride, p, c, keys, from, base, to, pitch);
   if constexpr (W > 4) {
     for (; c + 4 * N <= dim; c += 4 * N) PvColumns<R, 4>(v, stride, p, c, keys, from, base, to, pitch);
@@ -450,6 +481,10 @@ HWY_INLINE void PvKeyRange(const AttentionTask& t, T /*type of V*/, DecodeRow* r
   size_t r = 0;
   if constexpr (kWidensOnce<T>) {
     for (; r + 4 <= num_rows; r += 4) PvChunk4(v, stride, rows[r].p + at, dim, n, from(rows[r]), base(rows[r]), to(rows[r]), pitch);
+  }
+  // Rows of V that two rows of O cannot walk to their ends: one walks them first.
+  if (kTileKeys == 8 && r == 0 && dim >= 16 * hn::Lanes(DF())) {
+    PvChunk<1>(v, stride, rows[r].p + at, dim, n, from(rows[r]), base(rows[r]), to(rows[r]), pitch), ++r;
   }
   for (; r + 2 <= num_rows; r += 2) PvChunk<2>(v, stride, rows[r].p + at, dim, n, from(rows[r]), base(rows[r]), to(rows[r]), pitch);
   for (; r < num_rows; ++r) PvChunk<1>(v, stride, rows[r].p + at, dim, n, from(rows[r]), base(rows[r]), to(rows[r]), pitch);
