@@ -141,7 +141,7 @@ evaluation in float64 first, then calls alternate with measurements of this mach
   of read  prefill: of the read bandwidth for as many bytes; decode: of the lower of that and what 0.75 of the chains'
            rate could consume
   max_err  of the checked rows of O against float64, relative to their head's largest |V|; naive: of the plain float32
-           evaluation of those rows, rounded to the same dtype)";
+           evaluation of those rows, rounded to the same dtype where the kernel rounds)";
 
 constexpr const char* kSweepFooter =
     R"(Exit status: 0 done; 1 a row's result was wrong or could not be had; 2 bad input;
