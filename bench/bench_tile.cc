@@ -30,10 +30,10 @@ HWY_NOINLINE void RunQk(const TileOperands& o) {
   for (int64_t row = 0; row < o.num_rows; row += kKeys) {
     float* const p = o.p + row % o.p_rows * lanes;
     if (o.softmax) {
-      kernels::QkSoftmaxGroup<NV>(tile, o.rows + row, static_cast<size_t>(o.dim), static_cast<size_t>(o.ot_rows), 1.0f, p,
+      kernels::QkSoftmaxGroup<NV>(tile, o.rows + row, static_cast<size_t>(o.dim), static_cast<size_t>(o.ot_rows), 1.0f, nullptr, p,
                                   p, o.p, kernels::kLazyMax);
     } else {
-      kernels::QkStoreGroup<NV>(tile, o.rows + row, static_cast<size_t>(o.dim), p);
+      kernels::QkStoreGroup<NV>(tile, o.rows + row, static_cast<size_t>(o.dim), nullptr, p);
     }
   }
 }

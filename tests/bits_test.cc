@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "lib/dtype.h"
+#include "lib/kernels/kernel_params.h"
 #include "lib/reference.h"
 #include "lib/validate.h"
 #include "tests/harness/attention_case.h"
@@ -199,6 +200,35 @@ TEST_CASE("same bits multi-query by head stride 0 and by num_kv_heads 1") {
     c.p.num_kv_heads = c.p.num_q_heads;
     c.p.k.stride_head = c.p.v.stride_head = 0;
     CHECK(BitDifference(expected, RunBits(&c, Threads(1, FOVEA_BATCH_INVARIANT))) == "");
+  }
+}
+
+TEST_CASE("same bits of K and V so many that they are prefetched, and of one head of them, which are not") {
+  input_type = EachInputType();
+  const fovea_exec exec = Threads(1, FOVEA_BATCH_INVARIANT);
+  for (uint32_t options : {0u, static_cast<uint32_t>(kCausal | kBottomRight | kSpread), static_cast<uint32_t>(kSoftCap), static_cast<uint32_t>(kPaged)}) {
+    CaseSpec spec = Spec(0, 1300 + options, options);
+    spec.batch = 1;
+    spec.num_q_heads = 9, spec.num_kv_heads = 3;
+    spec.q_len = 5;
+    spec.head_dim = 73, spec.v_head_dim = 67;  // no whole number of steps, lines or rows of a part
+    const int64_t row_bytes = (spec.head_dim + spec.v_head_dim) * fovea::DtypeBytes(input_type);
+    spec.kv_len = fovea::kNearBytes / (spec.num_kv_heads * row_bytes) + 100;
+    AttentionCase c(spec);
+    INFO(Repeat(spec.seed, c.Describe()));
+    const std::vector<float> whole = RunBits(&c, exec);
+    c.ClearOutputs();
+    for (int64_t h = 0; h < spec.num_kv_heads; ++h) {
+      fovea_attention_params p = c.p;
+      p.num_q_heads = c.group(), p.num_kv_heads = 1;
+      const auto skip = [](fovea_tensor* x, int64_t heads) {
+        if (x->data) x->data = static_cast<char*>(x->data) + heads * x->stride_head * fovea::DtypeBytes(x->dtype);
+      };
+      skip(&p.k, h), skip(&p.v, h);
+      skip(&p.q, h * c.group()), skip(&p.out, h * c.group()), skip(&p.lse, h * c.group());
+      Run(p, &exec);
+    }
+    CHECK(BitDifference(whole, Outputs(c.p)) == "");
   }
 }
 

@@ -98,6 +98,7 @@ struct AttentionTask {
   int64_t pos0;        // pos(i) = i + pos0
   const int32_t* q_positions;   // of the sequence: pos(i) = q_positions[i], or null
   const int32_t* kv_positions;  // of the sequence: key j stands at kv_positions[j], forbidden if negative; or null: at j
+  bool reads_far;  // K and V lie farther than L2: no task before this one has read them, and the call's are more than kNearBytes
   int32_t causal;
   int32_t group, q_len, kv_len, head_dim, v_head_dim;
   int32_t lane_begin, lane_count;
@@ -136,6 +137,10 @@ struct QuantizeTask {
   const float* channel_scale;  // of the first head, or null; columns are divided by it first
   int64_t channel_scale_stride_head;
 };
+
+// K and V of which more than this is read before the same rows are read again come from L3 or from memory.
+constexpr int64_t kNearBytes = 4 << 20;
+static inline int64_t KvRowBytes(const AttentionTask& t) { return t.head_dim * StorageBytes(t.k_dtype) + t.v_head_dim * StorageBytes(t.v_dtype); }
 
 static inline int64_t Position(const AttentionTask& t, int64_t i) { return t.q_positions ? t.q_positions[i] : i + t.pos0; }
 

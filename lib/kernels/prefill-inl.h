@@ -64,12 +64,12 @@ struct BlockWork {
   int32_t begin, end;
   int32_t all_begin, all_end;  // keys within, which causality and window permit to all lanes
   bool use_bias;
-  int32_t ahead_v, ahead_k;  // the last keys whose rows are prefetched meanwhile, or -1
+  int32_t ahead;  // the last key whose rows are prefetched meanwhile, or -1
 };
 
 HWY_INLINE BlockWork FindBlockWork(const AttentionTask& t, const Tile& tile, int32_t kb) {
   BlockWork w;
-  w.ahead_v = w.ahead_k = -1;
+  w.ahead = -1;
   int32_t lo, hi;
   KeyUnion(t, &tile, 1, &lo, &hi);
   w.begin = HWY_MAX(kb, lo);
@@ -169,16 +169,17 @@ HWY_NOINLINE void SoftmaxGroup(const Tile& tile, size_t v_head_dim, const float*
 // elements; factor: of ScaleScore; s: where its scores may lie; p: its P rows. One group per call: in a loop over groups g++ keeps the epilogue's
 // constants in registers and spills accumulators. The rare rescale goes through memory, so that no accumulator lives across a call, for which clang
 // would spill it in the k loop.
-template <int NV, class T>
-HWY_NOINLINE void QkSoftmaxGroup(const Tile& tile, const T* const* HWY_RESTRICT k, size_t dim, size_t v_head_dim, float factor, float* s,
-                                 float* p, float* p_begin, const MaxRule& rule) {
+template <int NV, bool kAhead = false, class T>
+HWY_NOINLINE void QkSoftmaxGroup(const Tile& tile, const T* const* HWY_RESTRICT k, size_t dim, size_t v_head_dim, float factor, const Ahead* ahead,
+                                 float* s, float* p, float* p_begin, const MaxRule& rule) {
   const DF d;
   using V = hn::Vec<DF>;
   const size_t N = hn::Lanes(d), L = NV * N;
   V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0;
   V b0 = a0, b1 = a0, b2 = a0, b3 = a0, b4 = a0, b5 = a0, b6 = a0, b7 = a0;
   V c0 = a0, c1 = a0, c2 = a0, c3 = a0, c4 = a0, c5 = a0, c6 = a0, c7 = a0;
-  QkTile<NV>(k, tile.qt, dim, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
+  if constexpr (kAhead) asm volatile("" : "+m"(factor));  // g++ would keep it in a register, one more than AVX3_BF16 has
+  QkTile<NV, kAhead>(k, tile.qt, dim, ahead, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
   const auto scale = [&](V& x0, V& x1, V& x2) HWY_ATTR {
     x0 = ScaleScore(T(), x0, factor);
     if constexpr (NV > 1) x1 = ScaleScore(T(), x1, factor);
@@ -242,19 +243,15 @@ HWY_INLINE const T* const* BlockRows(const KernelScratch& s) {
 }
 
 // Keys and values of a long sequence come from L3 or from memory, and the hardware's prefetchers don't find rows of which each element is broadcast.
-// A block's first tile prefetches the V rows that P V comes to, its last one the next block's K rows; of rows that are copied first, the last one
-// prefetches both for the next block.
-HWY_INLINE void PrefetchRowOf(const AttentionTask& t, const Side& side, int32_t key, int64_t dim) {
-  PrefetchRow(static_cast<const char*>(SideRow(t, side, key)), static_cast<size_t>(dim * StorageBytes(side.dtype)));
-}
+// A block's first tile prefetches the next block's K rows, and the V rows that P V comes to (the next block's, where V is copied first). The rows of
+// a group begin at `first` and lie one stride apart, or, where pages are no multiple of a group, some of them elsewhere.
 template <class T>
-HWY_INLINE void PrefetchGroup(const AttentionTask& t, const BlockWork& w, int32_t first) {
+HWY_INLINE Ahead RowsAhead(const AttentionTask& t, const BlockWork& w, int32_t first) {
   const bool copies_v = kPerElement<T> > 1 || CopiesRows(t.v_dtype, t.v_stride_row);
-  for (int32_t key = first; key < first + static_cast<int32_t>(kTileKeys); ++key) {
-    const int32_t next = key + kBlockKeys, key_v = copies_v ? next : key;
-    if (next <= w.ahead_k) PrefetchRowOf(t, KSide(t), next, t.head_dim);
-    if (key_v <= (copies_v ? w.ahead_k : w.ahead_v)) PrefetchRowOf(t, VSide(t), key_v, t.v_head_dim);
-  }
+  const int32_t next = HWY_MIN(first + kBlockKeys, w.ahead), now = HWY_MIN(first, w.ahead);
+  const int64_t k_bytes = StorageBytes(t.k_dtype), v_bytes = StorageBytes(t.v_dtype);
+  return {static_cast<const char*>(KRow(t, next)), static_cast<const char*>(VRow(t, copies_v ? next : now)), t.k_stride_row * k_bytes,
+          t.v_stride_row * v_bytes, 2 * kTileKeys * kPerElement<T> * k_bytes};
 }
 
 // S^T, P^T, m and l of a tile for the keys of w in block kb.
@@ -275,13 +272,15 @@ HWY_NOINLINE void QkSoftmaxBlock(const AttentionTask& t, const KernelScratch& s,
   const DF d;
   for (size_t c = 0; c < L; c += hn::Lanes(d)) hn::Store(hn::Zero(d), d, tile.block_l + c);
   for (int32_t g = g0; g < w.end; g += kTileKeys) {
-    if (w.ahead_v >= 0 || w.ahead_k >= 0) PrefetchGroup<T>(t, w, g);
+    const Ahead ahead = w.ahead >= 0 ? RowsAhead<T>(t, w, g) : Ahead();
     // A group that every lane may attend to wholly.
     if (plain && g >= w.all_begin && g + kTileKeys <= w.all_end) {
-      QkSoftmaxGroup<NV>(tile, k + g, dim, v_head_dim, score.q_factor, s_row(g), p_row(g), p_row(g0), rule);
+      const auto group = w.ahead >= 0 ? &QkSoftmaxGroup<NV, true, T> : &QkSoftmaxGroup<NV, false, T>;
+      group(tile, k + g, dim, v_head_dim, score.q_factor, &ahead, s_row(g), p_row(g), p_row(g0), rule);
       continue;
     }
-    QkStoreGroup<NV>(tile, k + g, dim, s_row(g));
+    const auto group = w.ahead >= 0 ? &QkStoreGroup<NV, true, T> : &QkStoreGroup<NV, false, T>;
+    group(tile, k + g, dim, &ahead, s_row(g));
     const size_t row = static_cast<size_t>(g - kb) * L;
     MaskedSoftmaxGroup<NV, T>(tile, score, t.kv_positions, g, w.end, w.use_bias ? s.bias + row : nullptr, redo ? s.allow + row : nullptr, v_head_dim,
                               s_row(g), p_row(g), p_row(g0), rule);
@@ -345,21 +344,16 @@ HWY_NOINLINE void RunBlocks(const AttentionTask& t, const KernelScratch& s, cons
   int32_t lo, hi;
   KeyUnion(t, tiles, num_tiles, &lo, &hi);
   if (lo > hi) return;
-  // What is near needs none; a page that no permitted key needs is never looked up.
-  constexpr int64_t kNear = 4 << 20;
-  const int64_t row_bytes = t.head_dim * StorageBytes(t.k_dtype) + t.v_head_dim * StorageBytes(t.v_dtype);
-  const bool prefetches = !t.block_table && (int64_t{hi} - lo + 1) * row_bytes > kNear;
+  const bool prefetches = t.reads_far || (int64_t{hi} - lo + 1) * KvRowBytes(t) > kNearBytes;
   BlockWork work[kMaxTiles];
   for (int32_t kb = lo / kBlockKeys * kBlockKeys; kb <= hi; kb += kBlockKeys) {
-    BlockWork *first = nullptr, *last = nullptr;
+    BlockWork* first = nullptr;
     for (size_t n = 0; n < num_tiles; ++n) {
       work[n] = FindBlockWork(t, tiles[n], kb);
-      if (work[n].begin >= work[n].end) continue;
-      last = &work[n];
-      if (!first) first = last;
+      if (!first && work[n].begin < work[n].end) first = &work[n];
     }
     if (!first) continue;
-    if (prefetches) first->ahead_v = last->ahead_k = hi;
+    if (prefetches) first->ahead = hi;
     LoadBlock(T(), t, s, kb, HWY_MAX(kb, lo), HWY_MIN(kb + kBlockKeys - 1, hi));
     for (size_t n = 0; n < num_tiles; ++n) {
       if (work[n].begin < work[n].end) QkSoftmaxBlock<T>(t, s, tiles[n], score, work[n], kb, rule, redo);

@@ -298,14 +298,14 @@ HWY_INLINE void StoreGroup(float* HWY_RESTRICT p, V a0, V b0, V c0, V a1, V b1, 
 }
 
 // S^T of one group of keys, stored.
-template <int NV, class T>
-HWY_NOINLINE void QkStoreGroup(const Tile& tile, const T* const* k, size_t dim, float* HWY_RESTRICT p) {
+template <int NV, bool kAhead = false, class T>
+HWY_NOINLINE void QkStoreGroup(const Tile& tile, const T* const* k, size_t dim, const Ahead* ahead, float* HWY_RESTRICT p) {
   const DF d;
   using V = hn::Vec<DF>;
   V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0;
   V b0 = a0, b1 = a0, b2 = a0, b3 = a0, b4 = a0, b5 = a0, b6 = a0, b7 = a0;
   V c0 = a0, c1 = a0, c2 = a0, c3 = a0, c4 = a0, c5 = a0, c6 = a0, c7 = a0;
-  QkTile<NV>(k, tile.qt, dim, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7,
+  QkTile<NV, kAhead>(k, tile.qt, dim, ahead, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7,
              c7);
   StoreGroup<NV>(p, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
 }

@@ -57,7 +57,7 @@ HWY_INLINE void ScoresTile(const AttentionTask& t, const KernelScratch& s, Tile&
     if (use_bias) TransposeBias(t, tile, L, g0, end, s.bias + static_cast<size_t>(g0 - kb) * L);
     fill(kb, g0);
     for (int32_t g = g0; g < end; g += kTileKeys) {
-      QkStoreGroup<NV>(tile, s.rows + (g - kb), static_cast<size_t>(t.head_dim), tile.p);
+      QkStoreGroup<NV>(tile, s.rows + (g - kb), static_cast<size_t>(t.head_dim), nullptr, tile.p);
       for (int32_t key = g; key < HWY_MIN(g + kTileKeys, end); ++key) {
         float* p = tile.p + static_cast<size_t>(key - g) * L;
         for (size_t c = 0; c < L; c += N) {

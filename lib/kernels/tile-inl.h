@@ -83,24 +83,57 @@ HWY_INLINE void FmaStep(const T* x0, const T* x1, const T* x2, const T* x3, cons
   b += NV * N;
 }
 
-// S^T of kTileKeys keys (rows k[0 .. kTileKeys)) against the tile's Q^T [dim][NV * N]; dim in elements of T.
-template <int NV, class T, class V>
-HWY_INLINE void QkTile(const T* const* HWY_RESTRICT k, const float* qt, size_t dim, V& a0, V& b0, V& c0, V& a1,
+// Two steps, at columns i and i + 1 of the rows.
+template <int R, int NV, class T, class V>
+HWY_INLINE void FmaTwoSteps(size_t& i, const T* x0, const T* x1, const T* x2, const T* x3, const T* x4, const T* x5, const T* x6,
+                            const T* x7, const float*& b, V& a0, V& b0, V& c0, V& a1, V& b1, V& c1, V& a2,
+                            V& b2, V& c2, V& a3, V& b3, V& c3, V& a4, V& b4, V& c4, V& a5, V& b5, V& c5, V& a6, V& b6, V& c6,
+                            V& a7, V& b7, V& c7) {
+  FmaStep<R, NV>(x0 + i, x1 + i, x2 + i, x3 + i, x4 + i, x5 + i, x6 + i, x7 + i, b, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3,
+                 b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
+  asm volatile("" : "+r"(i), "+r"(b));
+  FmaStep<R, NV>(x0 + i + 1, x1 + i + 1, x2 + i + 1, x3 + i + 1, x4 + i + 1, x5 + i + 1, x6 + i + 1, x7 + i + 1, b, a0, b0,
+                 c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
+  asm volatile("" : "+r"(i), "+r"(b));
+}
+
+// Rows that a group's products prefetch into L2 as they go, those of kTileKeys keys of K and of V: a line of each for every two steps. All at once
+// they would fill the queues of memory, and the products would wait for them.
+struct Ahead {
+  const char *k, *v;
+  int64_t k_stride, v_stride;  // bytes
+  int64_t step;                // bytes that two steps pass of a row: lines are 64, so fewer prefetch some twice
+};
+
+// S^T of kTileKeys keys (rows k[0 .. kTileKeys)) against the tile's Q^T [dim][NV * N]; dim in elements of T. ahead: what to prefetch, or null if not
+// kAhead.
+template <int NV, bool kAhead, class T, class V>
+HWY_INLINE void QkTile(const T* const* HWY_RESTRICT k, const float* qt, size_t dim, const Ahead* ahead, V& a0, V& b0, V& c0, V& a1,
                        V& b1, V& c1, V& a2, V& b2, V& c2, V& a3, V& b3, V& c3, V& a4, V& b4, V& c4, V& a5, V& b5, V& c5,
                        V& a6, V& b6, V& c6, V& a7, V& b7, V& c7) {
   constexpr int R = kTileKeys;
   const T *k0 = k[0], *k1 = k[1], *k2 = k[2], *k3 = k[3];
   const T *k4 = k0, *k5 = k0, *k6 = k0, *k7 = k0;
   if constexpr (R == 8) k4 = k[4], k5 = k[5], k6 = k[6], k7 = k[7];
-  size_t i = 0;
   // Two steps per turn: the exit of a 64-step loop is mispredicted otherwise.
-  for (; i + 2 <= dim; i += 2) {
-    FmaStep<R, NV>(k0 + i, k1 + i, k2 + i, k3 + i, k4 + i, k5 + i, k6 + i, k7 + i, qt, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3,
-                   b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
-    asm volatile("" : "+r"(i), "+r"(qt));
-    FmaStep<R, NV>(k0 + i + 1, k1 + i + 1, k2 + i + 1, k3 + i + 1, k4 + i + 1, k5 + i + 1, k6 + i + 1, k7 + i + 1, qt, a0, b0,
-                   c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
-    asm volatile("" : "+r"(i), "+r"(qt));
+  size_t i = 0;
+  if constexpr (kAhead) {
+    const char *next_k = ahead->k, *next_v = ahead->v;
+    const size_t part = HWY_MAX(dim / R & ~size_t{1}, size_t{2});
+    for (size_t end = part; i + 2 <= dim; end = HWY_MIN(end + part, dim & ~size_t{1})) {
+      const char *at = next_k, *at_v = next_v;
+      for (; i < end; i += 2, at += ahead->step, at_v += ahead->step) {
+        __builtin_prefetch(at, 0, 2), __builtin_prefetch(at_v, 0, 2);
+        FmaTwoSteps<R, NV>(i, k0, k1, k2, k3, k4, k5, k6, k7, qt, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6,
+                           a7, b7, c7);
+      }
+      next_k += ahead->k_stride, next_v += ahead->v_stride;
+    }
+  } else {
+    for (; i + 2 <= dim; i += 2) {
+      FmaTwoSteps<R, NV>(i, k0, k1, k2, k3, k4, k5, k6, k7, qt, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7,
+                         b7, c7);
+    }
   }
   if (i < dim) {
     FmaStep<R, NV>(k0 + i, k1 + i, k2 + i, k3 + i, k4 + i, k5 + i, k6 + i, k7 + i, qt, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3,
