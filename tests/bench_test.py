@@ -238,8 +238,9 @@ def plot_sweep():
     } for op in ("prefill", "decode") for provider, ratio in (("fovea", 1), ("torch", 1.5))]
     peers.append({**peers[-1], "provider": "absent", "time_s": None, "gflops": None, "gbps": None, "ratio": None})
     (work / "peers.json").write_text(json.dumps({"rows": peers}))
-    command(fovea, "sweep", "--quick", "--lengths", "16,32", "--head-dims", "32", "--min-time", "0", "--targets", "all",
-            "--json", work / "p.json")
+    # Lengths down to one key, which has no read rate; heads that let decode multiply bf16.
+    command(fovea, "sweep", "--quick", "--lengths", "1,16,32", "--head-dims", "32", "--heads", "4/2", "--dtypes", "f32,bf16", "--min-time", "0",
+            "--targets", "all", "--json", work / "p.json")
     command(sys.executable, root / "tools/plot_sweep.py", work / "p.json", work / "peers.json", "--out", work / "plots")
     threads = len(json.loads((work / "p.json").read_text())["roofline"]["threads"]) > 1
     want = ["length", "peers", "targets"

@@ -135,12 +135,13 @@ constexpr const char* kSweepHelp = R"(the speed of attention on this machine, on
 
 Lists are separated by commas; A..B among numbers is A, 2A, 4A up to B. Each row's result is checked against an
 evaluation in float64 first, then calls alternate with measurements of this machine's own limits; medians are printed:
-  of FMA   useful FLOP (permitted pairs of query and key) per second, of independent FMA chains on as many threads
+  of FMA   useful FLOP (permitted pairs of query and key) per second, of independent FMA chains on as many threads;
+           where the kernel multiplies bf16, of chains of that instruction
   GB/s     K and V, read once
-  of read  prefill: of the read bandwidth for as many bytes; decode: of the lower of that and what 0.75 of the FMA rate
-           could consume
+  of read  prefill: of the read bandwidth for as many bytes; decode: of the lower of that and what 0.75 of the chains'
+           rate could consume
   max_err  of the checked rows of O against float64, relative to their head's largest |V|; naive: of the plain float32
-           evaluation of those rows, rounded to the same dtype)";
+           evaluation of those rows, rounded to the same dtype where the kernel rounds)";
 
 constexpr const char* kSweepFooter =
     R"(Exit status: 0 done; 1 a row's result was wrong or could not be had; 2 bad input;

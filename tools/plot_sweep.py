@@ -14,6 +14,7 @@ import json
 import math
 import pathlib
 import sys
+import textwrap
 
 try:
     import matplotlib
@@ -52,8 +53,8 @@ def engineering(value, _=None):
     return f"{value:g}"
 
 
-def threads_text(n):
-    return f"{n} thread" + ("s" if n != 1 else "")
+def threads_text(*counts):
+    return " and ".join(map(str, counts)) + " thread" + ("s" if counts != (1,) else "")
 
 
 def unique(values):
@@ -62,8 +63,8 @@ def unique(values):
 
 def family(row):
     """What rows of one curve share besides target and threads."""
-    heads = f"{row['num_q_heads']}/{row['num_kv_heads']} heads" if row["num_q_heads"] != row[
-        "num_kv_heads"] else f"{row['num_q_heads']} heads"
+    heads = unique([str(row["num_q_heads"]), str(row["num_kv_heads"])])
+    heads = "/".join(heads) + (" head" if heads == ["1"] else " heads")
     parts = [
         f"{row['model']} {row['layer']}:" if "model" in row else "", f"{heads} of {row['head_dim']},", row["dtype"]
     ]
@@ -133,36 +134,58 @@ def label_lengths(axis, rows, decades):
                       va="top" if above else "center")
 
 
+def multiplies_bf16(row):
+    """Whether its kernels have dot products of bf16, whose peak is another than that of f32."""
+    return any(name in row.get("kernels", "") for name in ("prefill_bf16", "decode_bf16"))
+
+
+def roofs(rows, limits, threads):
+    """(name, threads, GFLOP/s) of each peak that some row could reach, the lowest first."""
+    peaks = {"FMA": limits["fma_gflops"]}
+    if any(multiplies_bf16(row) for row in rows):
+        peaks["bf16 products"] = limits.get("bf16_dot_gflops", [])
+    result = [(name, entry["threads"], entry["value"]) for name, entries in peaks.items() for entry in entries
+              if entry["threads"] in threads]
+    return sorted(result, key=lambda roof: roof[2])
+
+
+def label_roofs(axis, x, found, apart, colors):
+    """A label over each line; lines less than a factor of `apart` over one another share theirs."""
+    while found:
+        chosen = [roof for roof in found if roof[2] < found[0][2] * apart]
+        found = found[len(chosen):]
+        counts = {name: sorted(n for other, n, _ in chosen if other == name) for name, _, _ in chosen}
+        values = unique([f"{value:.0f}" for _, _, value in chosen])
+        axis.annotate("; ".join(f"{name}, {threads_text(*n)}" for name, n in counts.items()) +
+                      f": {' to '.join(unique([values[0], values[-1]]))} GFLOP/s", (x, chosen[-1][2]),
+                      xytext=(-4, 3),
+                      textcoords="offset points",
+                      ha="right",
+                      va="bottom",
+                      color=colors[chosen[0][1]] if len({n for _, n, _ in chosen}) == 1 else "#333333",
+                      fontsize=9)
+
+
 def roofline(target, rows, limits):
-    """Every row of a target under its ceilings: FMA rate, and read bandwidth of each cache level."""
+    """Every row of a target under its ceilings: peak rates, and read bandwidth of each cache level."""
     figure, axis = plt.subplots(figsize=(10, 6.2))
     threads = unique([row["threads"] for row in rows])
     most = max(threads)
     xs = [intensity(row) for row in rows]
     x0, x1 = min(xs + [0.5]) / 2, max(xs) * 4
-    peaks = {entry["threads"]: entry["value"] for entry in limits["fma_gflops"]}
+    found = roofs(rows, limits, threads)
     levels = {read["level"]: {entry["threads"]: entry["value"] for entry in read["gbps"]} for read in limits["read"]}
-    peak = peaks[most]
+    peak = max(value for name, n, value in found if n == most)
+    colors = dict(zip(threads, COLORS))
     axis.set_xscale("log", base=2)
     axis.set_yscale("log", base=2)
     ys = [row["GFLOP/s"] for row in rows]
-    y0, y1 = min(ys + [x0 * levels["DRAM"][most]]) / 1.6, max(peaks.values()) * 2.2
+    y0, y1 = min(ys + [x0 * levels["DRAM"][most]]) / 1.6, found[-1][2] * 2.2
     axis.set_xlim(x0, x1)
     axis.set_ylim(y0, y1)
-    for n in sorted(peaks):
-        if n not in threads:
-            continue
-        color = COLORS[threads.index(n)]
-        axis.plot([peaks[n] / max(levels[level][n] for level in levels), x1], [peaks[n]] * 2,
-                  color=color,
-                  linewidth=1.6)
-        axis.annotate(f"FMA, {threads_text(n)}: {peaks[n]:.0f} GFLOP/s", (x1, peaks[n]),
-                      xytext=(-4, 3),
-                      textcoords="offset points",
-                      ha="right",
-                      va="bottom",
-                      color=color,
-                      fontsize=9)
+    for _, n, value in found:
+        axis.plot([value / max(levels[level][n] for level in levels), x1], [value] * 2, color=colors[n], linewidth=1.6)
+    label_roofs(axis, x1, found, (y1 / y0)**0.035, colors)
     # Slopes of the most threads: one line per level; labels along the left edge, apart.
     starts = [math.log2(max(x0 * levels[level][most], y0)) for level in levels]
     for level, place in zip(levels, spread(starts, 0.055 * math.log2(y1 / y0))):
@@ -185,16 +208,18 @@ def roofline(target, rows, limits):
                       })
     for op in unique([row["op"] for row in rows]):
         for n in threads:
-            chosen = [row for row in rows if row["op"] == op and row["threads"] == n]
-            if chosen:
-                axis.plot([intensity(row) for row in chosen], [row["GFLOP/s"] for row in chosen],
-                          MARKERS[op],
-                          color=COLORS[threads.index(n)],
-                          markersize=7,
-                          markeredgecolor="white",
-                          markeredgewidth=0.7,
-                          label=f"{op}, {threads_text(n)}",
-                          zorder=3)
+            for bf16 in (False, True):
+                chosen = [row for row in rows if row["op"] == op and row["threads"] == n and multiplies_bf16(row) == bf16]
+                if chosen:
+                    axis.plot([intensity(row) for row in chosen], [row["GFLOP/s"] for row in chosen],
+                              MARKERS[op],
+                              color=colors[n],
+                              markersize=7,
+                              markerfacecolor="white" if bf16 else colors[n],
+                              markeredgecolor=colors[n] if bf16 else "white",
+                              markeredgewidth=1.3 if bf16 else 0.7,
+                              label=f"{op}, {'bf16 products, ' * bf16}{threads_text(n)}",
+                              zorder=3)
         label_lengths(axis, [row for row in rows if row["op"] == op and row["threads"] == most], math.log2(y1 / y0))
     axis.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{y:g}"))
     axis.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}" if x >= 1 else f"1/{1 / x:g}"))
@@ -224,15 +249,15 @@ def draw_curves(axis, rows, metric, ceiling):
 
 
 def consumable(row):
-    """GB/s that bandwidth_fraction of a decode row is relative to."""
-    return row["GB/s"] / row["bandwidth_fraction"]
+    """GB/s that bandwidth_fraction of a decode row is relative to; nowhere if it read too little for one."""
+    return row["GB/s"] / row["bandwidth_fraction"] if row["bandwidth_fraction"] else math.nan
 
 
 METRICS = {
     "prefill": ("GFLOP/s", lambda row: row["fma_gflops"], "GFLOP/s"),
     "decode": ("GB/s", consumable, "GB/s of K and V")
 }
-CEILINGS = {"prefill": "FMA rate", "decode": "min(read bandwidth, 0.75 FMA rate)"}
+CEILINGS = {"prefill": "peak of FMA, or of bf16 products", "decode": "min(read bandwidth, 0.75 of that peak)"}
 
 
 def panels(rows, width=6.4, height=3.9):
@@ -248,6 +273,10 @@ def panels(rows, width=6.4, height=3.9):
     return figure, [(axis, op, name, chosen) for axis, ((name, op), chosen) in zip(axes.flat, groups.items())]
 
 
+def title(axis, text):
+    axis.set_title(textwrap.fill(text, 58))
+
+
 def against_length(rows):
     figure, cells = panels(rows)
     for axis, op, name, chosen in cells:
@@ -255,7 +284,7 @@ def against_length(rows):
         draw_curves(axis, chosen, metric, ceiling)
         length_axis(axis, [length(row) for row in chosen], LENGTH_LABEL[op])
         axis.set_ylabel(unit)
-        axis.set_title(f"{op}, {name}")
+        title(axis, f"{op}, {name}")
         axis.plot([], [], ":", color="#555555", label=CEILINGS[op])
         axis.set_ylim(top=axis.get_ylim()[1] * 1.05)
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=2)
@@ -263,7 +292,7 @@ def against_length(rows):
 
 
 def thread_scaling(rows):
-    """Speed-up over one thread, beside what the machine itself gives: FMA rate, or the limit of decode rows."""
+    """Speed-up over one thread, beside what the machine itself gives: its peak, or the limit of decode rows."""
     single = {(family(row), row["op"], row["target"], length(row)): row for row in rows if row["threads"] == 1}
     pairs = []
     for row in rows:
@@ -281,12 +310,12 @@ def thread_scaling(rows):
             axis.axhline(n, color="#999999", linewidth=1, linestyle="--")
         length_axis(axis, [length(row) for row in chosen], LENGTH_LABEL[op])
         axis.set_ylabel("times one thread")
-        axis.set_title(f"{op}, {name}")
+        title(axis, f"{op}, {name}")
         axis.plot([], [], "--", color="#999999", label="threads")
         axis.plot([], [],
                   ":",
                   color="#555555",
-                  label="what the machine gives: " + ("FMA rate" if op == "prefill" else "its limit"))
+                  label="what the machine gives: " + ("its peak" if op == "prefill" else "its limit"))
         axis.set_ylim(top=max(row["threads"] for row in chosen) * 1.15)
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=2)
     return figure
@@ -332,7 +361,7 @@ def targets_side_by_side(rows):
         axis.set_xticklabels([engineering(n) for n in lengths])
         axis.set_xlabel(LENGTH_LABEL[op])
         axis.set_ylabel(unit)
-        axis.set_title(f"{op}, {name}, {threads_text(threads)}")
+        title(axis, f"{op}, {name}, {threads_text(threads)}")
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=min(len(here), 4))
     return figure
 
@@ -342,16 +371,19 @@ def peers(rows):
     providers = unique(["fovea"] * any(row["provider"] == "fovea" for row in rows) + [row["provider"] for row in rows])
     others = iter(COLORS[1:] * 4)
     colors = {name: PROVIDER_COLORS.get(name) or next(others) for name in providers}
-    ops = [op for op in METRICS if any(row["op"] == op for row in rows)]
-    names = {op: unique([row["name"] for row in rows if row["op"] == op]) for op in ops}
-    widest = max(len(group) for group in names.values())
-    figure, axes = plt.subplots(len(ops),
+    units = {"prefill": ("gflops", "GFLOP/s"), "decode": ("gbps", "GB/s of K and V"), "linear": ("gflops", "GFLOP/s")}
+    groups = collections.defaultdict(list)
+    for row in sorted(rows, key=lambda row: list(units).index(row["op"])):
+        groups[row["op"], row.get("threads")].append(row)
+    widest = max(len({row["name"] for row in chosen}) for chosen in groups.values())
+    figure, axes = plt.subplots(len(groups),
                                 1,
-                                figsize=(max(8, 0.35 * widest * len(providers) + 2), 4.6 * len(ops)),
+                                figsize=(max(8, 0.19 * widest * len(providers) + 2), 4.2 * len(groups)),
                                 squeeze=False)
-    for axis, op in zip(axes[:, 0], ops):
-        table = {(row["name"], row["provider"]): row for row in rows if row["op"] == op}
-        metric = "gflops" if op == "prefill" else "gbps"
+    for axis, ((op, threads), chosen) in zip(axes[:, 0], groups.items()):
+        table = {(row["name"], row["provider"]): row for row in chosen}
+        names = unique([row["name"] for row in chosen])
+        metric, unit = units[op]
 
         def value(name, provider):
             row = table.get((name, provider))
@@ -361,13 +393,14 @@ def peers(rows):
             row = table.get((name, provider))
             return f"{row['ratio']:.2f}x" if row and provider != "fovea" and row.get("ratio") else ""
 
-        grouped_bars(axis, names[op], providers, value, colors, ratio)
-        axis.set_xticklabels([name.split("@")[0].removeprefix(op + "/") for name in names[op]],
+        grouped_bars(axis, names, providers, value, colors, ratio)
+        axis.set_xticklabels([name.split("@")[0].removeprefix(op + "/").removesuffix(f"/t{threads}") for name in names],
                              rotation=25,
                              ha="right",
+                             rotation_mode="anchor",
                              fontsize=9)
-        axis.set_ylabel("GFLOP/s" if op == "prefill" else "GB/s of K and V")
-        axis.set_title(f"{op}; above a bar: how many times as fast fovea is")
+        axis.set_ylabel(unit)
+        axis.set_title(f"{op}{', ' + threads_text(threads) if threads else ''}; above a bar: how many times as fast fovea is")
         axis.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
 
@@ -393,7 +426,7 @@ def main():
         notes += [", ".join(
             str(about[key]) for key in ("cpu", "date", "command") if about.get(key))] if about.get("cpu") else []
     if not sweep_rows and not peer_rows:
-        sys.exit("plot_sweep.py: no measured rows in " + " ".join(map(str, options.files)))
+        sys.exit("plot_sweep.py: no measured rows of prefill or decode in " + " ".join(map(str, options.files)))
     out, stem = options.out or options.files[0].parent, options.files[0].stem
     out.mkdir(parents=True, exist_ok=True)
 
