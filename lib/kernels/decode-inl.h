@@ -60,6 +60,9 @@ constexpr size_t kPrefetchFrom = kTileKeys == 4 ? 1 : 5;
 template <class T>
 constexpr int32_t kPrefetchRows = sizeof(T) == 1 ? 24 : 12;
 
+// On 16 registers P V walks a row in parts of 2 or 4 lines, and prefetches the same part of a row ahead: whole rows between its turns were slower.
+constexpr bool kPrefetchesInPv = kTileKeys == 4;
+
 // Rows with gaps between them are no stream to the hardware's prefetchers. Bytes come faster than they are converted.
 template <class T>
 HWY_INLINE bool PrefetchesRows(T /*its type*/, size_t num_rows, int64_t stride, size_t dim) {
@@ -141,9 +144,9 @@ HWY_NOINLINE void DotChunk(const T* k, int64_t stride, const float* HWY_RESTRICT
 }
 
 // to[row][c .. c + W vectors) = from + p V + base for R rows, in key order: R * W accumulators. p: [row][kBlockKeys]; the others: [row][pitch], from
-// and base null for 0.
+// and base null for 0. ahead: how many elements on is prefetched, where kPrefetchesInPv.
 template <int R, int W, class T>
-HWY_INLINE void PvColumns(const T* v, int64_t stride, const float* HWY_RESTRICT p, size_t c, size_t keys, const float* from,
+HWY_INLINE void PvColumns(const T* v, int64_t stride, const float* HWY_RESTRICT p, size_t c, size_t keys, int64_t ahead, const float* from,
                           const float* base, float* to, size_t pitch) {
   const DF d;
   using V = hn::Vec<DF>;
@@ -163,6 +166,7 @@ HWY_INLINE void PvColumns(const T* v, int64_t stride, const float* HWY_RESTRICT 
     const V pa = hn::Set(d, p[j]), pb = hn::Set(d, p[(R > 1 ? kBlockKeys : 0) + j]);
     const auto step = [&](V& a, V& b, size_t i) HWY_ATTR {
       const V x = LoadRow(d, row + i * N);
+      if (kPrefetchesInPv && i * N * sizeof(T) % 64 == 0) __builtin_prefetch(row + static_cast<int64_t>(i * N) + ahead, 0, 2);
       asm volatile("" ::: "memory");  // loaded once and in this order: g++ would load it again for each FMA
       a = hn::MulAdd(pa, x, a);
       if constexpr (R > 1) b = hn::MulAdd(pb, x, b);
@@ -200,7 +204,8 @@ HWY_INLINE void PvColumns1x16(const T* v, int64_t stride, const float* HWY_RESTR
   V b0 = a0, b1 = a0, b2 = a0, b3 = a0, b4 = a0, b5 = a0, b6 = a0, b7 = a0;
   const auto each = [&](const auto& f) HWY_ATTR {
     f(a0, c), f(a1, c + N), f(a2, c + 2 * N), f(a3, c + 3 * N), f(a4, c + 4 * N), f(a5, c + 5 * N), f(a6, c + 6 * N), f(a7, c + 7 * N);
-    f(b0, c + 8 * N), f(b1, c + 9 * N), f(b2, c + 10 * N), f(b3, c + 11 * N), f(b4, c + 12 * N), f(b5, c + 13 * N), f(b6, c + 14 * N), f(b7, c + 15 * N);
+    f(b0, c + 8 * N), f(b1, c + 9 * N), f(b2, c + 10 * N), f(b3, c + 11 * N), f(b4, c + 12 * N), f(b5, c + 13 * N), f(b6, c + 14 * N);
+    f(b7, c + 15 * N);
   };
   if (from) each([&](V& x, size_t i) HWY_ATTR { x = hn::Load(d, from + i); });
   for (size_t j = 0; j < keys; ++j, v += stride) {
@@ -278,19 +283,19 @@ HWY_INLINE void Pv1(const T* v, float p, size_t dim, float* HWY_RESTRICT o) {
 
 // All columns of R rows for a chunk of keys. As many whole vectors of V as the registers hold: R * W accumulators, of 8 on 16 registers, 16 on 32.
 template <int R, class T>
-HWY_NOINLINE void PvChunk(const T* v, int64_t stride, const float* p, size_t dim, size_t keys, const float* from, const float* base, float* to,
-                          size_t pitch) {
+HWY_NOINLINE void PvChunk(const T* v, int64_t stride, const float* p, size_t dim, size_t keys, int64_t ahead, const float* from,
+                          const float* base, float* to, size_t pitch) {
   constexpr int W = kTileKeys == 4 ? 8 / R : 8;
   const size_t N = hn::Lanes(DF());
   size_t c = 0;
   if constexpr (R == 1 && kTileKeys == 8) {
     for (; c + 16 * N <= dim; c += 16 * N) PvColumns1x16(v, stride, p, c, keys, from, base, to);
   }
-  for (; c + W * N <= dim; c += W * N) PvColumns<R, W>(v, stride, p, c, keys, from, base, to, pitch);
+  for (; c + W * N <= dim; c += W * N) PvColumns<R, W>(v, stride, p, c, keys, ahead, from, base, to, pitch);
   if constexpr (W > 4) {
-    for (; c + 4 * N <= dim; c += 4 * N) PvColumns<R, 4>(v, stride, p, c, keys, from, base, to, pitch);
+    for (; c + 4 * N <= dim; c += 4 * N) PvColumns<R, 4>(v, stride, p, c, keys, ahead, from, base, to, pitch);
   }
-  for (; c + N <= dim; c += N) PvColumns<R, 1>(v, stride, p, c, keys, from, base, to, pitch);
+  for (; c + N <= dim; c += N) PvColumns<R, 1>(v, stride, p, c, keys, ahead, from, base, to, pitch);
   for (size_t r = 0; c < dim && r < R; ++r) {
     PvTail(v, stride, p + r * kBlockKeys, c, dim, keys, from ? from + r * pitch : nullptr,
            base ? base + r * pitch : nullptr, to + r * pitch);
@@ -306,7 +311,7 @@ HWY_NOINLINE void PvChunk4(const T* v, int64_t stride, const float* p, size_t di
   for (; c + step <= dim; c += step) PvColumns4x4(v, stride, p, c, keys, from, base, to, pitch);
   for (size_t r = 0; c < dim && r < 4; r += 2) {
     const auto at = [&](auto* rows) HWY_ATTR { return rows ? rows + r * pitch + c : rows; };
-    PvChunk<2>(v + c, stride, p + r * kBlockKeys, dim - c, keys, at(from), at(base), at(to), pitch);
+    PvChunk<2>(v + c, stride, p + r * kBlockKeys, dim - c, keys, 0, at(from), at(base), at(to), pitch);
   }
 }
 
@@ -466,8 +471,11 @@ HWY_INLINE void PvKeyRange(const AttentionTask& t, T /*type of V*/, DecodeRow* r
     }
     return;
   }
+  int64_t ahead = 0;
   if (t.block_table) {
     PrefetchPaged(t, VSide(t), T(), key, n, block.walk_end, dim);
+  } else if (PrefetchesRows(T(), num_rows, stride, dim) && kPrefetchesInPv) {
+    ahead = kPrefetchRows<T> * stride;
   } else if (PrefetchesRows(T(), num_rows, stride, dim) || (kWidensOnce<T> && num_rows >= 4)) {
     for (size_t j = 0; j < n; ++j) PrefetchRow(v + (static_cast<int64_t>(j) + kPrefetchRows<T>) * stride, dim);
   } else {
@@ -484,10 +492,10 @@ HWY_INLINE void PvKeyRange(const AttentionTask& t, T /*type of V*/, DecodeRow* r
   }
   // Rows of V that two rows of O cannot walk to their ends: one walks them first.
   if (kTileKeys == 8 && r == 0 && dim >= 16 * hn::Lanes(DF())) {
-    PvChunk<1>(v, stride, rows[r].p + at, dim, n, from(rows[r]), base(rows[r]), to(rows[r]), pitch), ++r;
+    PvChunk<1>(v, stride, rows[r].p + at, dim, n, ahead, from(rows[r]), base(rows[r]), to(rows[r]), pitch), ++r;
   }
-  for (; r + 2 <= num_rows; r += 2) PvChunk<2>(v, stride, rows[r].p + at, dim, n, from(rows[r]), base(rows[r]), to(rows[r]), pitch);
-  for (; r < num_rows; ++r) PvChunk<1>(v, stride, rows[r].p + at, dim, n, from(rows[r]), base(rows[r]), to(rows[r]), pitch);
+  for (; r + 2 <= num_rows; r += 2, ahead = 0) PvChunk<2>(v, stride, rows[r].p + at, dim, n, ahead, from(rows[r]), base(rows[r]), to(rows[r]), pitch);
+  for (; r < num_rows; ++r, ahead = 0) PvChunk<1>(v, stride, rows[r].p + at, dim, n, ahead, from(rows[r]), base(rows[r]), to(rows[r]), pitch);
 }
 
 // Calls f(first, n) for those of the block's keys [first, first + n), counted from begin, that lie one stride apart: all, or a page's.

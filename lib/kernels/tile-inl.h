@@ -111,11 +111,11 @@ struct Ahead {
   int64_t step;                // bytes that two steps pass of a row: lines are 64, so fewer prefetch some twice
 };
 
-// S^T of kTileKeys keys (rows k[0 .. kTileKeys)) against the tile's Q^T [dim][NV * N]; dim in elements of T. Between the steps: piece(r) of other work
-// for each r < kTileKeys, if kPieces; what `ahead` says, if kAhead (else it may be null).
+// S^T of kTileKeys keys (rows k[0 .. kTileKeys)) against the tile's Q^T [dim][NV * N]; dim in elements of T. Between the steps: piece(r) of other
+// work for each r < kTileKeys, if kPieces; what `ahead` says, if kAhead (else it may be null).
 template <int NV, bool kPieces, bool kAhead, class T, class V, class Piece>
-HWY_INLINE void QkTile(const T* const* HWY_RESTRICT k, const float* qt, size_t dim, const Piece& piece, const Ahead* ahead, V& a0, V& b0, V& c0, V& a1,
-                       V& b1, V& c1, V& a2, V& b2, V& c2, V& a3, V& b3, V& c3, V& a4, V& b4, V& c4, V& a5, V& b5, V& c5,
+HWY_INLINE void QkTile(const T* const* HWY_RESTRICT k, const float* qt, size_t dim, const Piece& piece, const Ahead* ahead, V& a0, V& b0, V& c0,
+                       V& a1, V& b1, V& c1, V& a2, V& b2, V& c2, V& a3, V& b3, V& c3, V& a4, V& b4, V& c4, V& a5, V& b5, V& c5,
                        V& a6, V& b6, V& c6, V& a7, V& b7, V& c7) {
   constexpr int R = kTileKeys;
   const T *k0 = k[0], *k1 = k[1], *k2 = k[2], *k3 = k[3];
@@ -134,8 +134,8 @@ HWY_INLINE void QkTile(const T* const* HWY_RESTRICT k, const float* qt, size_t d
         __builtin_prefetch(at_k, 0, 2), __builtin_prefetch(at_v, 0, 2);
         at_k += ahead->step, at_v += ahead->step;
       }
-      FmaTwoSteps<R, NV>(i, k0, k1, k2, k3, k4, k5, k6, k7, qt, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7,
-                         b7, c7);
+      FmaTwoSteps<R, NV>(i, k0, k1, k2, k3, k4, k5, k6, k7, qt, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6,
+                         a7, b7, c7);
     }
     if constexpr (kAhead) next_k += ahead->k_stride, next_v += ahead->v_stride;
     if constexpr (kPieces) {
