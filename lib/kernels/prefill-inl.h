@@ -194,6 +194,8 @@ HWY_INLINE void ExpRow(const float* m, float* p) {
   exp(0);
   if constexpr (NV > 1) exp(N);
   if constexpr (NV > 2) exp(2 * N);
+#else
+  (void)m, (void)p;  // not called
 #endif
 }
 // l += the sum of a group's P.
