@@ -332,7 +332,8 @@ void FillTask(const fovea_plan& plan, const fovea_attention_params& p, const Pla
   t->lane_count = task.lane_count;
   t->kv_begin = task.kv_begin;
   t->kv_end = task.kv_end;
-  t->reads_far = task.lane_count == t->q_len * group && p.batch * p.num_kv_heads * t->kv_len * KvRowBytes(*t) > kNearBytes;
+  // Divided, since the product of all four may pass int64 where K and V are broadcast.
+  t->reads_far = task.lane_count == t->q_len * group && t->kv_len * KvRowBytes(*t) > kNearBytes / (p.batch * p.num_kv_heads);
   t->has_sink_here = task.kv_begin == 0;
   t->sm_scale = p.scale;
   t->soft_cap = p.logits_soft_cap;

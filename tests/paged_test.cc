@@ -366,6 +366,39 @@ TEST_CASE("paged: one row of block_table serves all sequences with stride 0") {
   CHECK(fovea::CheckAttention(c.p).passed());
 }
 
+TEST_CASE("paged: block_table is not read before the first key that a window leaves, where rows are prefetched") {
+  constexpr int64_t kRows = 9, kDim = 64, kKeys = fovea::kNearBytes / (2 * kDim * static_cast<int64_t>(sizeof(float))) + 200;
+  Rng rng(FirstSeed(4));
+  std::vector<float> q(kRows * kDim), kv(2 * kDim), out[2];  // one key and its value, which all keys are
+  for (std::vector<float>* x : {&q, &kv}) {
+    for (float& value : *x) value = rng.Normal();
+  }
+  const GuardedArray<int32_t> table(std::vector<int32_t>(kKeys, 0), Guard::kBefore);
+  for (int64_t first = 0; first < 9; ++first) {
+    CAPTURE(first);
+    fovea_attention_params p;
+    fovea_attention_params_init(&p, sizeof p);
+    p.batch = p.num_q_heads = p.num_kv_heads = 1;
+    p.q_len = kRows;
+    p.kv_len = first + kKeys;
+    p.head_dim = kDim;
+    p.window_left = 0;
+    p.q_offset = first;
+    p.q = fovea_tensor_bhsd(q.data(), FOVEA_F32, 1, kRows, kDim);
+    p.k = fovea_tensor_bhsd(kv.data(), FOVEA_F32, 1, 1, kDim);
+    p.v = fovea_tensor_bhsd(kv.data() + kDim, FOVEA_F32, 1, 1, kDim);
+    p.k.stride_row = p.v.stride_row = 0;
+    for (std::vector<float>& result : out) {
+      result.assign(kRows * kDim, kNan);
+      p.out = fovea_tensor_bhsd(result.data(), FOVEA_F32, 1, kRows, kDim);
+      Run(p);
+      p.block_table = table.data() - first;
+      p.num_pages = p.page_size = 1;
+    }
+    CHECK(std::memcmp(out[0].data(), out[1].data(), sizeof(float) * out[0].size()) == 0);
+  }
+}
+
 TEST_CASE("paged: a sliding window over a ring of pages, step by step") {
   // 4 pages of 5 rows hold a window of 12 keys for ever: token j overwrites what left the window long ago.
   constexpr int64_t kSteps = 90, kPageSize = 5, kPages = 4, kDim = 9, kWindow = 12;

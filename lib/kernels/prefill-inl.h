@@ -303,11 +303,12 @@ HWY_INLINE const T* const* BlockRows(const KernelScratch& s) {
 
 // Keys and values of a long sequence come from L3 or from memory, and the hardware's prefetchers don't find rows of which each element is broadcast.
 // A block's first tile prefetches the next block's K rows, and the V rows that P V comes to (the next block's, where V is copied first). The rows of
-// a group begin at `first` and lie one stride apart, or, where pages are no multiple of a group, some of them elsewhere.
+// a group begin at `first` and lie one stride apart, or, where pages are no multiple of a group, some of them elsewhere. A page's number is read only
+// where a key may be needed: none before w.begin.
 template <class T>
 HWY_INLINE Ahead RowsAhead(const AttentionTask& t, const BlockWork& w, int32_t first) {
   const bool copies_v = kPerElement<T> > 1 || CopiesRows(t.v_dtype, t.v_stride_row);
-  const int32_t next = HWY_MIN(first + kBlockKeys, w.ahead), now = HWY_MIN(first, w.ahead);
+  const int32_t next = HWY_MIN(first + kBlockKeys, w.ahead), now = HWY_MAX(first, w.begin);
   const int64_t k_bytes = StorageBytes(t.k_dtype), v_bytes = StorageBytes(t.v_dtype);
   return {static_cast<const char*>(KRow(t, next)), static_cast<const char*>(VRow(t, copies_v ? next : now)), t.k_stride_row * k_bytes,
           t.v_stride_row * v_bytes, 2 * kTileKeys * kPerElement<T> * k_bytes};
