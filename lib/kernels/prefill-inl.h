@@ -180,8 +180,8 @@ HWY_NOINLINE void SoftmaxGroup(const Tile& tile, size_t v_head_dim, const float*
   ExpGroup<NV, T>(tile, s, p);
 }
 
-// On 16 registers the epilogue's exp2 overlaps too little with the next group's FMAs: a group's scores are stored, and become P between the steps
-// of the next group's QK^T.
+// On AVX2's 16 registers the epilogue's exp2 overlaps too little with the next group's FMAs: a group's scores are stored, and become P between the
+// steps of the next group's QK^T.
 constexpr bool kExpBehind = HWY_TARGET == HWY_AVX2;
 
 // One row of a group, its scores at p, as ExpColumn.
