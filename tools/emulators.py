@@ -1,7 +1,7 @@
 """The tests on CPUs that this machine does not have, for tools/run_suite.py.
 
 Every target that is compiled runs at every vector length that some emulated CPU gives it, all its test cases, with
-FOVEA_TEST_SCALE's part of the random ones (0.07 unless the environment says otherwise). Every CPU also shows that the
+FOVEA_TEST_SCALE's part of the random ones (0.05 unless the environment says otherwise). Every CPU also shows that the
 library chooses the best of its targets by itself. A run counts only if it says that the target was the one asked for.
 """
 import concurrent.futures
@@ -14,7 +14,7 @@ import time
 root = pathlib.Path(__file__).resolve().parent.parent
 # A run that takes longer hangs: those of qemu take one or two minutes, those of Bochs ten.
 QEMU_SECONDS, BOCHS_SECONDS = 1200, 3600
-SCALE, BOCHS_SCALE = "0.07", "0.01"
+SCALE, BOCHS_SCALE = "0.05", "0.01"
 CHOICE = "-tc=this run's target*,set_target: every*,FOVEA_TARGET chooses*"
 
 
