@@ -10,6 +10,7 @@ name" or "SKIP name" of the check scripts. Cases on compiled targets that did no
 missing, crashes or says nothing counts as failed.
 """
 import argparse
+import importlib.util
 import json
 import os
 import pathlib
@@ -115,6 +116,8 @@ def main():
     parser.add_argument("--emulate-avx512", action="store_true", help="AVX-512 under its emulator, had it or not")
     parser.add_argument("--fuzz", type=pathlib.Path, nargs="+", default=[], help="libFuzzer programs to run for a bounded count")
     options = parser.parse_args()
+    if not options.no_checks and importlib.util.find_spec("numpy") is None:
+        sys.exit(f"run_suite.py: {sys.executable} has no numpy, which the checks need: start it as /usr/bin/python3 with Debian's python3-numpy")
     build, table = options.build, Table()
     tests, cli = build / "tests/fovea_tests", build / "tools/fovea"
 
