@@ -69,6 +69,20 @@ HWY_INLINE bool PrefetchesRows(T /*its type*/, size_t num_rows, int64_t stride, 
   return (num_rows >= kPrefetchFrom && sizeof(T) > 1) || stride != static_cast<int64_t>(dim);
 }
 
+// A row into L2.
+template <class T>
+HWY_INLINE void PrefetchRow(const T* row, size_t dim) {
+  constexpr size_t kLine = 64 / sizeof(T);
+  size_t c = 0;
+  for (; c + 8 * kLine <= dim; c += 8 * kLine) {
+    const T* at = row + c;
+    __builtin_prefetch(at, 0, 2), __builtin_prefetch(at + kLine, 0, 2), __builtin_prefetch(at + 2 * kLine, 0, 2);
+    __builtin_prefetch(at + 3 * kLine, 0, 2), __builtin_prefetch(at + 4 * kLine, 0, 2), __builtin_prefetch(at + 5 * kLine, 0, 2);
+    __builtin_prefetch(at + 6 * kLine, 0, 2), __builtin_prefetch(at + 7 * kLine, 0, 2);
+  }
+  for (; c < dim; c += kLine) __builtin_prefetch(row + c, 0, 2);
+}
+
 // The beginning of what a stream reads in its next turn.
 template <class T>
 HWY_INLINE void PrefetchTurn(const T* rows) {

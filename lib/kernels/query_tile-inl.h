@@ -204,20 +204,6 @@ HWY_INLINE const float* SideScale(const AttentionTask& t, const Side& side, int3
 HWY_INLINE const void* KRow(const AttentionTask& t, int32_t key) { return SideRow(t, KSide(t), key); }
 HWY_INLINE const void* VRow(const AttentionTask& t, int32_t key) { return SideRow(t, VSide(t), key); }
 
-// A row into L2.
-template <class T>
-HWY_INLINE void PrefetchRow(const T* row, size_t dim) {
-  constexpr size_t kLine = 64 / sizeof(T);
-  size_t c = 0;
-  for (; c + 8 * kLine <= dim; c += 8 * kLine) {
-    const T* at = row + c;
-    __builtin_prefetch(at, 0, 2), __builtin_prefetch(at + kLine, 0, 2), __builtin_prefetch(at + 2 * kLine, 0, 2);
-    __builtin_prefetch(at + 3 * kLine, 0, 2), __builtin_prefetch(at + 4 * kLine, 0, 2), __builtin_prefetch(at + 5 * kLine, 0, 2);
-    __builtin_prefetch(at + 6 * kLine, 0, 2), __builtin_prefetch(at + 7 * kLine, 0, 2);
-  }
-  for (; c < dim; c += kLine) __builtin_prefetch(row + c, 0, 2);
-}
-
 // How many of the n keys from `key` on lie one row stride apart: those of its page.
 HWY_INLINE int32_t KeysInStride(const AttentionTask& t, int32_t key, int32_t n) {
   return t.block_table ? HWY_MIN(n, t.page_size - key % t.page_size) : n;
