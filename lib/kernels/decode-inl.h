@@ -157,8 +157,9 @@ HWY_NOINLINE void DotChunk(const T* k, int64_t stride, const float* HWY_RESTRICT
   }
 }
 
-// to[row][c .. c + W vectors) = from + p V + base for R rows, in key order: R * W accumulators. p: [row][kBlockKeys]; the others: [row][pitch], from
-// and base null for 0. ahead: how many elements on is prefetched, where kPrefetchesInPv.
+// to[row][c .. c + W vectors) = from + p V + base for R rows, in key order: R * W accumulators, a for the first row and b for the second; where
+// one row has 16, b for its vectors from 8 on. p: [row][kBlockKeys]; the others: [row][pitch], from and base null for 0. ahead: how many elements on
+// is prefetched, where kPrefetchesInPv.
 template <int R, int W, class T>
 HWY_INLINE void PvColumns(const T* v, int64_t stride, const float* HWY_RESTRICT p, size_t c, size_t keys, int64_t ahead, const float* from,
                           const float* base, float* to, size_t pitch) {
@@ -167,11 +168,12 @@ HWY_INLINE void PvColumns(const T* v, int64_t stride, const float* HWY_RESTRICT 
   const size_t N = hn::Lanes(d);
   V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0;
   V b0 = a0, b1 = a0, b2 = a0, b3 = a0, b4 = a0, b5 = a0, b6 = a0, b7 = a0;
+  constexpr bool kUsesB = R > 1 || W > 8;
   const auto at = [&](size_t row, size_t i) HWY_ATTR { return (row < R ? row : 0) * pitch + c + (i < W ? i : 0) * N; };
   if (from) {
     const auto load = [&](V& a, V& b, size_t i) HWY_ATTR {
       a = hn::Load(d, from + at(0, i));
-      if constexpr (R > 1) b = hn::Load(d, from + at(1, i));
+      if constexpr (kUsesB) b = hn::Load(d, from + at(R > 1 ? 1 : 0, R > 1 ? i : i + 8));
     };
     load(a0, b0, 0), load(a1, b1, 1), load(a2, b2, 2), load(a3, b3, 3), load(a4, b4, 4), load(a5, b5, 5), load(a6, b6, 6), load(a7, b7, 7);
   }
@@ -189,51 +191,26 @@ HWY_INLINE void PvColumns(const T* v, int64_t stride, const float* HWY_RESTRICT 
     if constexpr (W > 1) step(a1, b1, 1);
     if constexpr (W > 2) step(a2, b2, 2), step(a3, b3, 3);
     if constexpr (W > 4) step(a4, b4, 4), step(a5, b5, 5), step(a6, b6, 6), step(a7, b7, 7);
+    if constexpr (W > 8) {
+      step(b0, b0, 8), step(b1, b1, 9), step(b2, b2, 10), step(b3, b3, 11);
+      step(b4, b4, 12), step(b5, b5, 13), step(b6, b6, 14), step(b7, b7, 15);
+    }
   }
   if (base) {
     const auto plus = [&](V& a, V& b, size_t i) HWY_ATTR {
       a = hn::Add(hn::Load(d, base + at(0, i)), a);
-      if constexpr (R > 1) b = hn::Add(hn::Load(d, base + at(1, i)), b);
+      if constexpr (kUsesB) b = hn::Add(hn::Load(d, base + at(R > 1 ? 1 : 0, R > 1 ? i : i + 8)), b);
     };
     plus(a0, b0, 0), plus(a1, b1, 1), plus(a2, b2, 2), plus(a3, b3, 3), plus(a4, b4, 4), plus(a5, b5, 5), plus(a6, b6, 6), plus(a7, b7, 7);
   }
   const auto store = [&](V a, V b, size_t i) HWY_ATTR {
     hn::Store(a, d, to + at(0, i));
-    if constexpr (R > 1) hn::Store(b, d, to + at(1, i));
+    if constexpr (kUsesB) hn::Store(b, d, to + at(R > 1 ? 1 : 0, R > 1 ? i : i + 8));
   };
   store(a0, b0, 0);
   if constexpr (W > 1) store(a1, b1, 1);
   if constexpr (W > 2) store(a2, b2, 2), store(a3, b3, 3);
   if constexpr (W > 4) store(a4, b4, 4), store(a5, b5, 5), store(a6, b6, 6), store(a7, b7, 7);
-}
-
-// The same for one row and 16 vectors of columns, on 32 registers, so that rows of up to 256 columns are walked to their ends.
-template <class T>
-HWY_INLINE void PvColumns1x16(const T* v, int64_t stride, const float* HWY_RESTRICT p, size_t c, size_t keys, const float* from, const float* base,
-                              float* to) {
-  const DF d;
-  using V = hn::Vec<DF>;
-  const size_t N = hn::Lanes(d);
-  V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0;
-  V b0 = a0, b1 = a0, b2 = a0, b3 = a0, b4 = a0, b5 = a0, b6 = a0, b7 = a0;
-  const auto each = [&](const auto& f) HWY_ATTR {
-    f(a0, c), f(a1, c + N), f(a2, c + 2 * N), f(a3, c + 3 * N), f(a4, c + 4 * N), f(a5, c + 5 * N), f(a6, c + 6 * N), f(a7, c + 7 * N);
-    f(b0, c + 8 * N), f(b1, c + 9 * N), f(b2, c + 10 * N), f(b3, c + 11 * N), f(b4, c + 12 * N), f(b5, c + 13 * N), f(b6, c + 14 * N);
-    f(b7, c + 15 * N);
-  };
-  if (from) each([&](V& x, size_t i) HWY_ATTR { x = hn::Load(d, from + i); });
-  for (size_t j = 0; j < keys; ++j, v += stride) {
-    const V weight = hn::Set(d, p[j]);
-    const auto step = [&](V& x, size_t i) HWY_ATTR {
-      const V y = LoadRow(d, v + c + i * N);
-      asm volatile("" ::: "memory");  // as in PvColumns
-      x = hn::MulAdd(weight, y, x);
-    };
-    step(a0, 0), step(a1, 1), step(a2, 2), step(a3, 3), step(a4, 4), step(a5, 5), step(a6, 6), step(a7, 7);
-    step(b0, 8), step(b1, 9), step(b2, 10), step(b3, 11), step(b4, 12), step(b5, 13), step(b6, 14), step(b7, 15);
-  }
-  if (base) each([&](V& x, size_t i) HWY_ATTR { x = hn::Add(hn::Load(d, base + i), x); });
-  each([&](V& x, size_t i) HWY_ATTR { hn::Store(x, d, to + i); });
 }
 
 // The same for 4 rows and 4 vectors of columns, on 32 registers, so that int8 is converted once for all. A row is walked in parts then, which
@@ -302,8 +279,9 @@ HWY_NOINLINE void PvChunk(const T* v, int64_t stride, const float* p, size_t dim
   constexpr int W = kTileKeys == 4 ? 8 / R : 8;
   const size_t N = hn::Lanes(DF());
   size_t c = 0;
+  // Rows of up to 256 columns of AVX-512 are walked to their ends.
   if constexpr (R == 1 && kTileKeys == 8) {
-    for (; c + 16 * N <= dim; c += 16 * N) PvColumns1x16(v, stride, p, c, keys, from, base, to);
+    for (; c + 16 * N <= dim; c += 16 * N) PvColumns<R, 16>(v, stride, p, c, keys, ahead, from, base, to, pitch);
   }
   for (; c + W * N <= dim; c += W * N) PvColumns<R, W>(v, stride, p, c, keys, ahead, from, base, to, pitch);
   if constexpr (W > 4) {
@@ -488,12 +466,12 @@ HWY_INLINE void PvKeyRange(const AttentionTask& t, T /*type of V*/, DecodeRow* r
   int64_t ahead = 0;
   if (t.block_table) {
     PrefetchPaged(t, VSide(t), T(), key, n, block.walk_end, dim);
-  } else if (PrefetchesRows(T(), num_rows, stride, dim) && kPrefetchesInPv) {
-    ahead = kPrefetchRows<T> * stride;
-  } else if (PrefetchesRows(T(), num_rows, stride, dim) || (kWidensOnce<T> && num_rows >= 4)) {
-    for (size_t j = 0; j < n; ++j) PrefetchRow(v + (static_cast<int64_t>(j) + kPrefetchRows<T>) * stride, dim);
-  } else {
+  } else if (!PrefetchesRows(T(), num_rows, stride, dim) && !(kWidensOnce<T> && num_rows >= 4)) {
     PrefetchTurn(v + kChunkKeys * dim);
+  } else if (kPrefetchesInPv) {
+    ahead = kPrefetchRows<T> * stride;
+  } else {
+    for (size_t j = 0; j < n; ++j) PrefetchRow(v + (static_cast<int64_t>(j) + kPrefetchRows<T>) * stride, dim);
   }
   // O of the block's keys alone begins with its first chunk, and is added to o with the last.
   const bool last = first + n == static_cast<size_t>(block.end - block.begin);
@@ -505,11 +483,12 @@ HWY_INLINE void PvKeyRange(const AttentionTask& t, T /*type of V*/, DecodeRow* r
     for (; r + 4 <= num_rows; r += 4) PvChunk4(v, stride, rows[r].p + at, dim, n, from(rows[r]), base(rows[r]), to(rows[r]), pitch);
   }
   // Rows of V that two rows of O cannot walk to their ends: one walks them first.
-  if (kTileKeys == 8 && r == 0 && dim >= 16 * hn::Lanes(DF())) {
-    PvChunk<1>(v, stride, rows[r].p + at, dim, n, ahead, from(rows[r]), base(rows[r]), to(rows[r]), pitch), ++r;
+  const bool one_first = kTileKeys == 8 && dim >= 16 * hn::Lanes(DF());
+  for (size_t step; r < num_rows; r += step, ahead = 0) {
+    step = num_rows - r < 2 || (r == 0 && one_first) ? 1 : 2;
+    const auto chunk = step == 2 ? &PvChunk<2, T> : &PvChunk<1, T>;
+    chunk(v, stride, rows[r].p + at, dim, n, ahead, from(rows[r]), base(rows[r]), to(rows[r]), pitch);
   }
-  for (; r + 2 <= num_rows; r += 2, ahead = 0) PvChunk<2>(v, stride, rows[r].p + at, dim, n, ahead, from(rows[r]), base(rows[r]), to(rows[r]), pitch);
-  for (; r < num_rows; ++r, ahead = 0) PvChunk<1>(v, stride, rows[r].p + at, dim, n, ahead, from(rows[r]), base(rows[r]), to(rows[r]), pitch);
 }
 
 // Calls f(first, n) for those of the block's keys [first, first + n), counted from begin, that lie one stride apart: all, or a page's.
