@@ -2,9 +2,9 @@
 // and V once: all rows take their dot products with a K row while it is in registers, V is walked row by row.
 //
 //   for each block of kDecodeKeys keys:
-//     s[row][key] = dot(q[row], K[key])      vectors along head_dim, up to 4 rows of q for each K row
+//     s[row][key] = dot(q[row], K[key])      vectors along head_dim, up to 4 rows of q for each K row, or 4 K rows for each row of q
 //     p = 2^(s - m), vectors along keys; the block's maximum moves m lazily (by more than 2^8)
-//     O[row] += p[row][key] V[key]           O of 1 or 2 rows (int8: 4, too) in registers, in key order
+//     O[row] += p[row][key] V[key]           O of 1 or 2 rows (narrow types: 4, too) in registers, in key order
 //
 // A long sequence is cut at fixed split points (plan.cc); a part gives O / l and (m, l), joined in order by run.cc.
 // Numerics: lib/NUMERICS.md. Source: Dao et al. 2023, "Flash-Decoding".
@@ -35,8 +35,9 @@ struct F32Products {};
 // Keys of a block, the group of the running maximum; two blocks are under way at a time, each in its half of scratch.
 constexpr int32_t kDecodeKeys = 64;
 static_assert(2 * kDecodeKeys <= kBlockKeys, "scratch holds kBlockKeys");
-// Keys whose K rows, and then as many V rows, are read in one go: 4 KB of each at head_dim 128 in f32. All rows of q share them while they are in L1.
-constexpr size_t kChunkKeys = 8;
+// Keys whose K rows, and then as many V rows, are read in one go: 4 or 8 KB of each at head_dim 128 in f32. All rows of q share them while they are in
+// L1.
+constexpr size_t kChunkKeys = kTileKeys == 4 ? 16 : 8;
 template <class P>
 constexpr size_t kPolicyChunkKeys = kChunkKeys;
 
@@ -47,21 +48,50 @@ HWY_INLINE size_t PadToVector(size_t n) {
 
 // How the walk over K and V meets the memory system; all of it measured (bench_decode), none of it visible in the results' bits.
 // - Each row is walked to its end before the next, and by an unrolled body: the prefetchers go by the instruction that loads, and see one
-//   stride then. Four rows side by side, column by column, were read at half the speed.
+//   stride then. Four rows side by side, column by column, were read at half the speed, unless they had been prefetched.
 // - K of the next block and V of this one are read in turns of kChunkKeys rows: two streams are faster than one.
 // - Rows are addressed by a stride: pointers out of memory had to wait for older stores, and cost a third of the speed.
 // - Many rows of q fill the scheduler with waiting FMAs, as do short vectors: the rows to come are prefetched into L2 then.
+// - On 16 registers they always are, by prefetches spread evenly over all FMAs of a turn, that go through memory line by line (ToCome). In bursts, or
+//   only while the first rows of q walk, they fill the queues of memory, and reading and multiplying take turns: 4 rows of q lost a quarter.
 // - The hardware's prefetchers stop at the end of a page, which is what a turn reads at head_dim 128 in f32: the next page of the same stream is
 //   begun for them, one turn ahead.
 // - No bool and no struct by value is passed through the stack: compilers store its bytes one by one and load them as words, which waits.
 // Rows of q from which on the scheduler is full.
-constexpr size_t kPrefetchFrom = kTileKeys == 4 ? 1 : 5;
+constexpr size_t kPrefetchFrom = 5;
 // An int8 row is two cache lines at head_dim 128, and where its rows are prefetched they go by 16 at a time.
 template <class T>
-constexpr int32_t kPrefetchRows = sizeof(T) == 1 ? 24 : 12;
+constexpr int32_t kPrefetchRows = (sizeof(T) == 1 ? 2 : 1) * (kTileKeys == 4 ? 16 : 12);
 
-// On 16 registers P V walks a row in parts of 2 or 4 lines, and prefetches the same part of a row ahead: whole rows between its turns were slower.
-constexpr bool kPrefetchesInPv = kTileKeys == 4;
+// On 16 registers the products prefetch the rows to come between their FMAs.
+constexpr bool kPrefetchesInLoops = kTileKeys == 4;
+
+// What a pass over a chunk of rows prefetches: rows of `bytes` bytes, as many as the chunk's, `stride` bytes apart. Rows without gaps are walked line
+// by line, others in the order of the products. pass: 0 for the first rows of q, 1 for others; where there are others, each prefetches half.
+struct ToCome {
+  const char* rows;
+  int64_t stride, bytes;
+  int64_t pass;
+};
+
+// A loop's prefetches: at every kEvery-th step kLines lines, `line` bytes apart; `step` bytes on at the next one.
+struct LineWalk {
+  const char* at;
+  int64_t line, step;
+};
+template <int kLines, int kEvery>
+HWY_INLINE void PrefetchLines(LineWalk& walk, size_t n) {
+  if (kEvery > 1 && n % kEvery > 0) return;
+  __builtin_prefetch(walk.at, 0, 2);
+  if constexpr (kLines > 1) __builtin_prefetch(walk.at + walk.line, 0, 2);
+  if constexpr (kLines > 2) __builtin_prefetch(walk.at + 2 * walk.line, 0, 2), __builtin_prefetch(walk.at + 3 * walk.line, 0, 2);
+  static_assert(kLines == 1 || kLines == 2 || kLines == 4, "");
+  walk.at += walk.step;
+}
+
+// Narrow types are converted once for 4 rows of q. On 32 registers a row of V is walked in parts then, which costs the 16-bit types more than that.
+template <class T>
+constexpr bool kWidensOnce = kTileKeys == 8 ? sizeof(T) == 1 : sizeof(T) < 4;
 
 // Rows with gaps between them are no stream to the hardware's prefetchers. Bytes come faster than they are converted.
 template <class T>
@@ -129,6 +159,79 @@ HWY_INLINE void DotRow(const T* k, const float* HWY_RESTRICT q, size_t pitch, si
   if (i < dim) step(LoadF32N(d, k + i, dim - i), i);
 }
 
+// The same for several K rows side by side, as many as make 4 to 8 sums: fewer loads per FMA than one K row at a time, and enough sums for the
+// latency of FMAs. The sums of 4 K rows with 1 or 2 rows of q are a0 .. a3 and b0 .. b3; those of 2 with 4 are a0 a1, a2 a3, b0 b1, b2 b3.
+template <int NQ>
+constexpr int kKeysAtOnce = NQ == 4 ? 2 : 4;
+template <int NQ, int kLines, class T, class V>
+HWY_INLINE void DotRows(const T* k, int64_t stride, const float* HWY_RESTRICT q, size_t pitch, size_t dim, LineWalk walk, V& a0, V& a1, V& a2, V& a3,
+                        V& b0, V& b1, V& b2, V& b3) {
+  const DF d;
+  const size_t N = hn::Lanes(d);
+  constexpr size_t kLine = 64 / sizeof(T);
+  const T *const k1 = k + stride, *const k2 = k1 + stride, *const k3 = k2 + stride;
+  const auto step = [&](size_t i, const auto& load) HWY_ATTR {
+    const V x0 = load(k + i), x1 = load(k1 + i);
+    V x2 = x0, x3 = x0;
+    if constexpr (NQ < 4) x2 = load(k2 + i), x3 = load(k3 + i);
+    asm volatile("" ::: "memory");  // as in PvColumns
+    const V qa = hn::Load(d, q + i);
+    a0 = hn::MulAdd(x0, qa, a0), a1 = hn::MulAdd(x1, qa, a1);
+    if constexpr (NQ < 4) a2 = hn::MulAdd(x2, qa, a2), a3 = hn::MulAdd(x3, qa, a3);
+    if constexpr (NQ == 1) return;
+    const V qb = hn::Load(d, q + pitch + i);
+    if constexpr (NQ == 2) b0 = hn::MulAdd(x0, qb, b0), b1 = hn::MulAdd(x1, qb, b1), b2 = hn::MulAdd(x2, qb, b2), b3 = hn::MulAdd(x3, qb, b3);
+    if constexpr (NQ == 4) {
+      a2 = hn::MulAdd(x0, qb, a2), a3 = hn::MulAdd(x1, qb, a3);
+      const V qc = hn::Load(d, q + 2 * pitch + i);
+      b0 = hn::MulAdd(x0, qc, b0), b1 = hn::MulAdd(x1, qc, b1);
+      const V qe = hn::Load(d, q + 3 * pitch + i);
+      b2 = hn::MulAdd(x0, qe, b2), b3 = hn::MulAdd(x1, qe, b3);
+    }
+  };
+  const auto whole = [&](const T* at) HWY_ATTR { return LoadRow(d, at); };
+  size_t i = 0;
+  for (; i + kLine <= dim; i += kLine) {
+    PrefetchLines<kLines, 1>(walk, 0);
+    for (size_t n = i; n < i + kLine; n += N) step(n, whole);
+  }
+  for (; i + N <= dim; i += N) step(i, whole);
+  if (i < dim) step(i, [&](const T* at) HWY_ATTR { return LoadF32N(d, at, dim - i); });
+}
+
+// DotChunk, where the products prefetch.
+template <int NQ, int kPasses, class T>
+HWY_NOINLINE void DotChunkAhead(const T* k, int64_t stride, const float* HWY_RESTRICT q, size_t pitch, size_t dim, size_t keys, const ToCome* to_come,
+                                float* s) {
+  const DF d;
+  using V = hn::Vec<DF>;
+  constexpr int kKeys = kKeysAtOnce<NQ>, kLines = kKeys / kPasses;
+  const bool gaps = to_come->stride != to_come->bytes;
+  LineWalk walk = {to_come->rows, gaps ? to_come->stride : 64, gaps ? 64 : 64 * kLines};
+  const int64_t next = gaps ? kKeys * to_come->stride : kLines * to_come->bytes;
+  walk.at += to_come->pass * (gaps ? kLines * to_come->stride : static_cast<int64_t>(keys) * to_come->bytes / kPasses);
+  HWY_ALIGN float sums[8];
+  size_t j = 0;
+  for (; j + kKeys <= keys; j += kKeys, k += kKeys * stride, walk.at += next) {
+    V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0;
+    DotRows<NQ, kLines>(k, stride, q, pitch, dim, walk, a0, a1, a2, a3, b0, b1, b2, b3);
+    if constexpr (NQ < 4) {
+      SumOfLanes4(a0, a1, a2, a3, s + j);
+      if constexpr (NQ > 1) SumOfLanes4(b0, b1, b2, b3, s + kBlockKeys + j);
+    } else {
+      SumOfLanes4(a0, a1, a2, a3, sums);
+      SumOfLanes4(b0, b1, b2, b3, sums + 4);
+      for (size_t r = 0; r < 4; ++r) memcpy(s + r * kBlockKeys + j, sums + 2 * r, 2 * sizeof(float));
+    }
+  }
+  for (; j < keys; ++j, k += stride) {
+    V a = hn::Zero(d), b = a, c = a, e = a;
+    DotRow<NQ>(k, q, pitch, dim, a, b, c, e);
+    SumOfLanes4(a, b, c, e, sums);
+    for (size_t r = 0; r < NQ; ++r) s[r * kBlockKeys + j] = sums[r];
+  }
+}
+
 // s[row * kBlockKeys + key] for NQ rows of q and neighbouring keys. One accumulator per dot product, so that its bits do not depend on how many are
 // computed together.
 template <int NQ, class T>
@@ -157,15 +260,39 @@ HWY_NOINLINE void DotChunk(const T* k, int64_t stride, const float* HWY_RESTRICT
   }
 }
 
+// The prefetches of a loop over a chunk's keys that passes kBytes bytes of each row from the offset on, and of kPasses such loops or more.
+template <size_t kBytes, int kPasses>
+struct ColumnsAhead {
+  static constexpr int kShare = 64 * kPasses, kLines = kBytes > kShare ? kBytes / kShare : 1, kEvery = kBytes < kShare ? kShare / kBytes : 1;
+
+  static HWY_INLINE LineWalk Start(const ToCome* to_come, size_t offset, size_t keys) {
+    if (!kPrefetchesInLoops) return {};
+    const int64_t part = static_cast<int64_t>(offset / kBytes);  // as if all columns before had been passed by loops of this width
+    if (to_come->stride == to_come->bytes) {
+      const int64_t before = to_come->pass * static_cast<int64_t>(keys) * to_come->bytes / kPasses;
+      return {to_come->rows + before + part * static_cast<int64_t>(keys) / kEvery * (64 * kLines), 64, 64 * kLines};
+    }
+    // Parts of a line, and passes, take turns with the rows.
+    constexpr int kParts = kBytes < 64 ? 64 / kBytes : 1;
+    const int64_t turn = kEvery > 1 ? (to_come->pass * kParts + part % kParts) * to_come->stride : to_come->pass * 64 * kLines;
+    return {to_come->rows + static_cast<int64_t>(offset) + turn, 64, kEvery * to_come->stride};
+  }
+  static HWY_INLINE void Prefetch(LineWalk& walk, size_t j) {
+    if constexpr (kPrefetchesInLoops) PrefetchLines<kLines, kEvery>(walk, j);
+  }
+};
+
 // to[row][c .. c + W vectors) = from + p V + base for R rows, in key order: R * W accumulators, a for the first row and b for the second; where
-// one row has 16, b for its vectors from 8 on. p: [row][kBlockKeys]; the others: [row][pitch], from and base null for 0. ahead: how many elements on
-// is prefetched, where kPrefetchesInPv.
-template <int R, int W, class T>
-HWY_INLINE void PvColumns(const T* v, int64_t stride, const float* HWY_RESTRICT p, size_t c, size_t keys, int64_t ahead, const float* from,
-                          const float* base, float* to, size_t pitch) {
+// one row has 16, b for its vectors from 8 on. p: [row][kBlockKeys]; the others: [row][pitch], from and base null for 0. to_come: used where
+// kPrefetchesInLoops; kPasses: 1, or 2 where more rows follow for the same keys.
+template <int R, int W, int kPasses, class T>
+HWY_INLINE void PvColumns(const T* v, int64_t stride, const float* HWY_RESTRICT p, size_t c, size_t keys, const ToCome* to_come,
+                          const float* from, const float* base, float* to, size_t pitch) {
   const DF d;
   using V = hn::Vec<DF>;
   const size_t N = hn::Lanes(d);
+  using Columns = ColumnsAhead<W * hn::MaxLanes(DF()) * sizeof(T), kPasses>;
+  LineWalk walk = Columns::Start(to_come, c * sizeof(T), keys);
   V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, a4 = a0, a5 = a0, a6 = a0, a7 = a0;
   V b0 = a0, b1 = a0, b2 = a0, b3 = a0, b4 = a0, b5 = a0, b6 = a0, b7 = a0;
   constexpr bool kUsesB = R > 1 || W > 8;
@@ -180,9 +307,9 @@ HWY_INLINE void PvColumns(const T* v, int64_t stride, const float* HWY_RESTRICT 
   const T* row = v + c;
   for (size_t j = 0; j < keys; ++j, row += stride) {
     const V pa = hn::Set(d, p[j]), pb = hn::Set(d, p[(R > 1 ? kBlockKeys : 0) + j]);
+    Columns::Prefetch(walk, j);
     const auto step = [&](V& a, V& b, size_t i) HWY_ATTR {
       const V x = LoadRow(d, row + i * N);
-      if (kPrefetchesInPv && i * N * sizeof(T) % 64 == 0) __builtin_prefetch(row + static_cast<int64_t>(i * N) + ahead, 0, 2);
       asm volatile("" ::: "memory");  // loaded once and in this order: g++ would load it again for each FMA
       a = hn::MulAdd(pa, x, a);
       if constexpr (R > 1) b = hn::MulAdd(pb, x, b);
@@ -213,22 +340,22 @@ HWY_INLINE void PvColumns(const T* v, int64_t stride, const float* HWY_RESTRICT 
   if constexpr (W > 4) store(a4, b4, 4), store(a5, b5, 5), store(a6, b6, 6), store(a7, b7, 7);
 }
 
-// The same for 4 rows and 4 vectors of columns, on 32 registers, so that int8 is converted once for all. A row is walked in parts then, which
-// costs the wider types more than their conversion.
-template <class T>
-constexpr bool kWidensOnce = kTileKeys == 8 && sizeof(T) == 1;
-template <class T>
-HWY_INLINE void PvColumns4x4(const T* v, int64_t stride, const float* HWY_RESTRICT p, size_t c, size_t keys, const float* from, const float* base,
-                             float* to, size_t pitch) {
+// The same for 4 rows and W vectors of columns, 2 on 16 registers, 4 on 32, so that narrow types are converted once for all.
+template <int W, int kPasses, class T>
+HWY_INLINE void PvColumnsOf4(const T* v, int64_t stride, const float* HWY_RESTRICT p, size_t c, size_t keys, const ToCome* to_come, const float* from,
+                             const float* base, float* to, size_t pitch) {
   const DF d;
   using V = hn::Vec<DF>;
   const size_t N = hn::Lanes(d);
+  using Columns = ColumnsAhead<W * hn::MaxLanes(DF()) * sizeof(T), kPasses>;
+  LineWalk walk = Columns::Start(to_come, c * sizeof(T), keys);
   V a0 = hn::Zero(d), a1 = a0, a2 = a0, a3 = a0, b0 = a0, b1 = a0, b2 = a0, b3 = a0;
   V e0 = a0, e1 = a0, e2 = a0, e3 = a0, g0 = a0, g1 = a0, g2 = a0, g3 = a0;
   const auto each = [&](const auto& f) HWY_ATTR {
     const auto row = [&](size_t r, V& x0, V& x1, V& x2, V& x3) HWY_ATTR {
       const size_t i = r * pitch + c;
-      f(x0, i), f(x1, i + N), f(x2, i + 2 * N), f(x3, i + 3 * N);
+      f(x0, i), f(x1, i + N);
+      if constexpr (W > 2) f(x2, i + 2 * N), f(x3, i + 3 * N);
     };
     row(0, a0, a1, a2, a3), row(1, b0, b1, b2, b3), row(2, e0, e1, e2, e3), row(3, g0, g1, g2, g3);
   };
@@ -237,6 +364,7 @@ HWY_INLINE void PvColumns4x4(const T* v, int64_t stride, const float* HWY_RESTRI
   for (size_t j = 0; j < keys; ++j, row += stride) {
     const V pa = hn::Set(d, p[j]), pb = hn::Set(d, p[kBlockKeys + j]);
     const V pe = hn::Set(d, p[2 * kBlockKeys + j]), pg = hn::Set(d, p[3 * kBlockKeys + j]);
+    Columns::Prefetch(walk, j);
     const auto step = [&](V& a, V& b, V& e, V& g, size_t i) HWY_ATTR {
       const V x = LoadF32(d, row + i * N);
       a = hn::MulAdd(pa, x, a);
@@ -244,7 +372,8 @@ HWY_INLINE void PvColumns4x4(const T* v, int64_t stride, const float* HWY_RESTRI
       e = hn::MulAdd(pe, x, e);
       g = hn::MulAdd(pg, x, g);
     };
-    step(a0, b0, e0, g0, 0), step(a1, b1, e1, g1, 1), step(a2, b2, e2, g2, 2), step(a3, b3, e3, g3, 3);
+    step(a0, b0, e0, g0, 0), step(a1, b1, e1, g1, 1);
+    if constexpr (W > 2) step(a2, b2, e2, g2, 2), step(a3, b3, e3, g3, 3);
   }
   if (base) each([&](V& x, size_t i) HWY_ATTR { x = hn::Add(hn::Load(d, base + i), x); });
   each([&](V& x, size_t i) HWY_ATTR { hn::Store(x, d, to + i); });
@@ -273,21 +402,22 @@ HWY_INLINE void Pv1(const T* v, float p, size_t dim, float* HWY_RESTRICT o) {
 }
 
 // All columns of R rows for a chunk of keys. As many whole vectors of V as the registers hold: R * W accumulators, of 8 on 16 registers, 16 on 32.
-template <int R, class T>
-HWY_NOINLINE void PvChunk(const T* v, int64_t stride, const float* p, size_t dim, size_t keys, int64_t ahead, const float* from,
+// to_come and kPasses: as for PvColumns.
+template <int R, int kPasses, class T>
+HWY_NOINLINE void PvChunk(const T* v, int64_t stride, const float* p, size_t dim, size_t keys, const ToCome* to_come, const float* from,
                           const float* base, float* to, size_t pitch) {
   constexpr int W = kTileKeys == 4 ? 8 / R : 8;
   const size_t N = hn::Lanes(DF());
   size_t c = 0;
   // Rows of up to 256 columns of AVX-512 are walked to their ends.
   if constexpr (R == 1 && kTileKeys == 8) {
-    for (; c + 16 * N <= dim; c += 16 * N) PvColumns<R, 16>(v, stride, p, c, keys, ahead, from, base, to, pitch);
+    for (; c + 16 * N <= dim; c += 16 * N) PvColumns<R, 16, kPasses>(v, stride, p, c, keys, to_come, from, base, to, pitch);
   }
-  for (; c + W * N <= dim; c += W * N) PvColumns<R, W>(v, stride, p, c, keys, ahead, from, base, to, pitch);
+  for (; c + W * N <= dim; c += W * N) PvColumns<R, W, kPasses>(v, stride, p, c, keys, to_come, from, base, to, pitch);
   if constexpr (W > 4) {
-    for (; c + 4 * N <= dim; c += 4 * N) PvColumns<R, 4>(v, stride, p, c, keys, ahead, from, base, to, pitch);
+    for (; c + 4 * N <= dim; c += 4 * N) PvColumns<R, 4, kPasses>(v, stride, p, c, keys, to_come, from, base, to, pitch);
   }
-  for (; c + N <= dim; c += N) PvColumns<R, 1>(v, stride, p, c, keys, ahead, from, base, to, pitch);
+  for (; c + N <= dim; c += N) PvColumns<R, 1, kPasses>(v, stride, p, c, keys, to_come, from, base, to, pitch);
   for (size_t r = 0; c < dim && r < R; ++r) {
     PvTail(v, stride, p + r * kBlockKeys, c, dim, keys, from ? from + r * pitch : nullptr,
            base ? base + r * pitch : nullptr, to + r * pitch);
@@ -295,15 +425,16 @@ HWY_NOINLINE void PvChunk(const T* v, int64_t stride, const float* p, size_t dim
 }
 
 // The same for 4 rows.
-template <class T>
-HWY_NOINLINE void PvChunk4(const T* v, int64_t stride, const float* p, size_t dim, size_t keys, const float* from, const float* base, float* to,
-                           size_t pitch) {
-  const size_t step = 4 * hn::Lanes(DF());
+template <int kPasses, class T>
+HWY_NOINLINE void PvChunk4(const T* v, int64_t stride, const float* p, size_t dim, size_t keys, const ToCome* to_come, const float* from,
+                           const float* base, float* to, size_t pitch) {
+  constexpr int W = kTileKeys == 4 ? 2 : 4;
+  const size_t step = W * hn::Lanes(DF());
   size_t c = 0;
-  for (; c + step <= dim; c += step) PvColumns4x4(v, stride, p, c, keys, from, base, to, pitch);
+  for (; c + step <= dim; c += step) PvColumnsOf4<W, kPasses>(v, stride, p, c, keys, to_come, from, base, to, pitch);
   for (size_t r = 0; c < dim && r < 4; r += 2) {
     const auto at = [&](auto* rows) HWY_ATTR { return rows ? rows + r * pitch + c : rows; };
-    PvChunk<2>(v + c, stride, p + r * kBlockKeys, dim - c, keys, 0, at(from), at(base), at(to), pitch);
+    PvChunk<2, 1>(v + c, stride, p + r * kBlockKeys, dim - c, keys, to_come, at(from), at(base), at(to), pitch);
   }
 }
 
@@ -430,6 +561,21 @@ HWY_INLINE void PrefetchPaged(const AttentionTask& t, const Side& side, T /*its 
   for (int32_t j = first; j < end; ++j) PrefetchRow(static_cast<const T*>(SideRow(t, side, j)), dim);
 }
 
+// Whether there are n rows `ahead` rows after those from `key`. Behind the last row memory may be unmapped: a prefetch does not fault on it, but takes
+// long, and 64 keys twice as long as without.
+HWY_INLINE bool HasRowsToCome(const DecodeBlock& block, int32_t key, size_t n, int32_t ahead) {
+  return key + ahead + static_cast<int32_t>(n) <= block.walk_end;
+}
+
+// The n rows kPrefetchRows<T> after those at `rows`, the first of which is `key`'s; these themselves, which are in the caches, if there are none
+// such, or in pages.
+template <class T>
+HWY_INLINE ToCome RowsToCome(const AttentionTask& t, const T* rows, int64_t stride, size_t dim, const DecodeBlock& block, int32_t key, size_t n) {
+  const bool any = !t.block_table && HasRowsToCome(block, key, n, kPrefetchRows<T>);
+  const int64_t size = sizeof(T), bytes = static_cast<int64_t>(dim) * size;
+  return {reinterpret_cast<const char*>(any ? rows + kPrefetchRows<T> * stride : rows), stride * size, bytes, 0};
+}
+
 // Scores of the block's keys [first, first + n), counted from begin and one stride apart, for all rows.
 template <class T>
 HWY_INLINE void DotKeyRange(const AttentionTask& t, T /*type of K*/, DecodeRow* rows, size_t num_rows, const DecodeBlock& block, size_t first,
@@ -440,12 +586,28 @@ HWY_INLINE void DotKeyRange(const AttentionTask& t, T /*type of K*/, DecodeRow* 
   const int64_t stride = t.k_stride_row;
   const T* k = static_cast<const T*>(KRow(t, key));
   if (t.block_table) PrefetchPaged(t, KSide(t), T(), key, n, block.walk_end, dim);
-  const int32_t ahead = !t.block_table && PrefetchesRows(T(), num_rows, stride, dim) ? 1 : 0;
-  if (!t.block_table && !ahead) PrefetchTurn(k + kChunkKeys * dim);
-  size_t r = 0;
-  for (; r + 4 <= num_rows; r += 4) DotChunk<4>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
-  for (; r + 2 <= num_rows; r += 2) DotChunk<2>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
-  for (; r < num_rows; ++r) DotChunk<1>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
+  if constexpr (kPrefetchesInLoops) {
+    ToCome to_come = RowsToCome(t, k, stride, dim, block, key, n);
+    constexpr size_t kMost = kWidensOnce<T> ? 4 : 2;
+    const bool once = num_rows <= 2 || num_rows == kMost;
+    for (size_t r = 0, step; r < num_rows; r += step) {
+      step = num_rows - r < 2 ? 1 : num_rows - r < kMost ? 2 : kMost;
+      const auto chunk = step == 1   ? once ? &DotChunkAhead<1, 1, T> : &DotChunkAhead<1, 2, T>
+                         : step == 2 ? once ? &DotChunkAhead<2, 1, T> : &DotChunkAhead<2, 2, T>
+                         : once      ? &DotChunkAhead<kMost, 1, T>
+                                     : &DotChunkAhead<kMost, 2, T>;
+      chunk(k, stride, rows[r].q, pitch, dim, n, &to_come, rows[r].p + at);
+      to_come.pass = 1;
+    }
+  } else {
+    const bool streams = !t.block_table && HasRowsToCome(block, key, n, kPrefetchRows<T>), prefetches = PrefetchesRows(T(), num_rows, stride, dim);
+    const int32_t ahead = streams && prefetches ? 1 : 0;
+    if (streams && !prefetches) PrefetchTurn(k + kChunkKeys * dim);
+    size_t r = 0;
+    for (; r + 4 <= num_rows; r += 4) DotChunk<4>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
+    for (; r + 2 <= num_rows; r += 2) DotChunk<2>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
+    for (; r < num_rows; ++r) DotChunk<1>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
+  }
 }
 
 // P V of the same, as PvPart.
@@ -463,15 +625,16 @@ HWY_INLINE void PvKeyRange(const AttentionTask& t, T /*type of V*/, DecodeRow* r
     }
     return;
   }
-  int64_t ahead = 0;
-  if (t.block_table) {
-    PrefetchPaged(t, VSide(t), T(), key, n, block.walk_end, dim);
-  } else if (!PrefetchesRows(T(), num_rows, stride, dim) && !(kWidensOnce<T> && num_rows >= 4)) {
-    PrefetchTurn(v + kChunkKeys * dim);
-  } else if (kPrefetchesInPv) {
-    ahead = kPrefetchRows<T> * stride;
-  } else {
-    for (size_t j = 0; j < n; ++j) PrefetchRow(v + (static_cast<int64_t>(j) + kPrefetchRows<T>) * stride, dim);
+  ToCome to_come = {};
+  if (t.block_table) PrefetchPaged(t, VSide(t), T(), key, n, block.walk_end, dim);
+  if constexpr (kPrefetchesInLoops) {
+    to_come = RowsToCome(t, v, stride, dim, block, key, n);
+  } else if (!t.block_table && HasRowsToCome(block, key, n, kPrefetchRows<T>)) {
+    if (!PrefetchesRows(T(), num_rows, stride, dim) && !(kWidensOnce<T> && num_rows >= 4)) {
+      PrefetchTurn(v + kChunkKeys * dim);
+    } else {
+      for (size_t j = 0; j < n; ++j) PrefetchRow(v + (static_cast<int64_t>(j) + kPrefetchRows<T>) * stride, dim);
+    }
   }
   // O of the block's keys alone begins with its first chunk, and is added to o with the last.
   const bool last = first + n == static_cast<size_t>(block.end - block.begin);
@@ -479,15 +642,20 @@ HWY_INLINE void PvKeyRange(const AttentionTask& t, T /*type of V*/, DecodeRow* r
   const auto base = [&](const DecodeRow& row) HWY_ATTR { return last ? row.o : nullptr; };
   const auto to = [&](const DecodeRow& row) HWY_ATTR { return last ? row.o : row.block_o; };
   size_t r = 0;
+  constexpr int kMore = kPrefetchesInLoops ? 2 : 1;
+  const bool once = num_rows <= 2 || (kWidensOnce<T> && num_rows == 4);
   if constexpr (kWidensOnce<T>) {
-    for (; r + 4 <= num_rows; r += 4) PvChunk4(v, stride, rows[r].p + at, dim, n, from(rows[r]), base(rows[r]), to(rows[r]), pitch);
+    const auto chunk = once ? &PvChunk4<1, T> : &PvChunk4<kMore, T>;
+    for (; r + 4 <= num_rows; r += 4, to_come.pass = 1) {
+      chunk(v, stride, rows[r].p + at, dim, n, &to_come, from(rows[r]), base(rows[r]), to(rows[r]), pitch);
+    }
   }
   // Rows of V that two rows of O cannot walk to their ends: one walks them first.
   const bool one_first = kTileKeys == 8 && dim >= 16 * hn::Lanes(DF());
-  for (size_t step; r < num_rows; r += step, ahead = 0) {
+  for (size_t step; r < num_rows; r += step, to_come.pass = 1) {
     step = num_rows - r < 2 || (r == 0 && one_first) ? 1 : 2;
-    const auto chunk = step == 2 ? &PvChunk<2, T> : &PvChunk<1, T>;
-    chunk(v, stride, rows[r].p + at, dim, n, ahead, from(rows[r]), base(rows[r]), to(rows[r]), pitch);
+    const auto chunk = step == 2 ? once ? &PvChunk<2, 1, T> : &PvChunk<2, kMore, T> : once ? &PvChunk<1, 1, T> : &PvChunk<1, kMore, T>;
+    chunk(v, stride, rows[r].p + at, dim, n, &to_come, from(rows[r]), base(rows[r]), to(rows[r]), pitch);
   }
 }
 
