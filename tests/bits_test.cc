@@ -57,12 +57,12 @@ std::vector<float> RunBits(AttentionCase* c, const fovea_exec& exec) {
 }
 
 // Calls body(case, flags) over the lengths, option sets and flags. Their numbers have no common divisor, so n goes
-// through all combinations, and a part of them still has each option set with each flag, and each pair of lengths.
+// through all combinations, and a part of them still has each option set, each flag and each pair of lengths.
 template <typename Body>
 void EachCase(const Body& body) {
   static_assert(kLengthPairs == 5 && kOptionSetCount == 7, "no common divisor with one another or with 2");
   const uint64_t seed = FirstSeed(31);
-  for (int n = 0; n < Portion(kLengthPairs * kOptionSetCount * 2, kOptionSetCount * 2); ++n) {
+  for (int n = 0; n < Portion(kLengthPairs * kOptionSetCount * 2, kOptionSetCount); ++n) {
     const uint32_t flags = n % 2 == 0 ? 0u : static_cast<uint32_t>(FOVEA_BATCH_INVARIANT);
     AttentionCase c(Spec(n % kLengthPairs, seed, kOptionSets[n % kOptionSetCount]));
     INFO(Repeat(seed, c.Describe()), ", flags ", flags);

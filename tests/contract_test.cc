@@ -120,7 +120,9 @@ TEST_CASE("a row with a sink and no permitted key has O = +0 and LSE = sink") {
 TEST_CASE("one row without keys among others: only that row is empty") {
   input_type = EachInputType();
   for (const RowsAndKeys& shape : {RowsAndKeys{3, 70}, RowsAndKeys{70, 300}}) {
-    for (int64_t empty = 0; empty < shape.q_len; empty += 2) {
+    const int64_t rows = (shape.q_len + 1) / 2, tried = Portion(rows, 6);
+    for (int64_t n = 0; n < tried; ++n) {
+      const int64_t empty = 2 * (n * rows / tried);
       AttentionCase c(Spec(shape));
       c.SetMask([empty](int64_t, int64_t, int64_t i, int64_t) { return i != empty; });
       CHECK(RunAndCheck(&c) == "");

@@ -7,11 +7,12 @@ cd "$(dirname "$0")/.."
 
 usage() {
   cat << 'END'
-tools/test.sh [--compiler gcc|clang] [--emulate [--emulate-avx512] | --sanitize | --thread-sanitize] [--jobs N]
+tools/test.sh [--compiler gcc|clang] [--emulate [--each-target-once] [--emulate-avx512] | --sanitize | --thread-sanitize] [--jobs N]
 
   --compiler clang   build with clang++-19 rather than g++
   --emulate          also the instruction sets that this CPU lacks: Arm's NEON, SVE and SVE2 (cross-built with g++) under
                      qemu-user, AVX-512 under Bochs
+  --each-target-once with --emulate: each at one vector length instead of all
   --emulate-avx512   with --emulate: AVX-512 under Bochs even if this CPU has it
   --sanitize         the suite under AddressSanitizer and UndefinedBehaviorSanitizer
   --thread-sanitize  the suite under ThreadSanitizer (clang, libomp and its Archer)
@@ -25,7 +26,7 @@ fail_usage() {
   exit 2
 }
 
-compiler=gcc mode=plain emulate= avx512= jobs=()
+compiler=gcc mode=plain emulate= once= avx512= jobs=()
 while [ $# -gt 0 ]; do
   case $1 in
     --compiler | --jobs)
@@ -36,6 +37,7 @@ while [ $# -gt 0 ]; do
     --sanitize) mode=address ;;
     --thread-sanitize) mode=thread ;;
     --emulate) emulate=1 ;;
+    --each-target-once) once=1 ;;
     --emulate-avx512) avx512=1 ;;
     -h | --help) usage; exit 0 ;;
     *) fail_usage "unknown option $1" ;;
@@ -43,6 +45,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 [ -z "$avx512" ] || [ -n "$emulate" ] || fail_usage "--emulate-avx512 goes with --emulate"
+[ -z "$once" ] || [ -n "$emulate" ] || fail_usage "--each-target-once goes with --emulate"
 if [ -n "$emulate" ]; then
   [ $mode = plain ] || fail_usage "--emulate is not for sanitizers"
   [ "$(uname -m)" = x86_64 ] || fail_usage "--emulate is for x86-64: this is $(uname -m)"
@@ -96,6 +99,7 @@ case $mode in
     ninja -C build-fuzz "${jobs[@]}" tests/fuzz/fuzz_params tests/fuzz/fuzz_layer
     use_$compiler
     [ -z "$emulate" ] || suite+=(--emulate build-aarch64)
+    [ -z "$once" ] || suite+=(--each-target-once)
     [ -z "$avx512" ] || suite+=(--emulate-avx512)
     "${suite[@]}" --fuzz build-fuzz/tests/fuzz/fuzz_params build-fuzz/tests/fuzz/fuzz_layer
     ;;
