@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Runs what tools/test.sh has built, and counts.
 
-    tools/run_suite.py BUILD_DIR [--no-checks] [--fuzz PROGRAM...] [--emulate AARCH64_BUILD_DIR [--each-target-once] [--emulate-avx512]]
+    tools/run_suite.py BUILD_DIR [--no-checks] [--fuzz PROGRAM...] [--emulate AARCH64_BUILD_DIR [--brief] [--emulate-avx512]]
 
 build/tests/fovea_tests runs once per instruction set that this CPU has (FOVEA_TARGET), its suite "once" a single time;
 with --emulate also on those it lacks, and on Arm's (tools/emulators.py). The list says which ran natively, which
@@ -113,7 +113,7 @@ def main():
     parser.add_argument("--no-checks", action="store_true", help="not the installed library, the ABI and the objects")
     parser.add_argument("--emulate", type=lambda path: pathlib.Path(path).resolve(), metavar="AARCH64_BUILD",
                         help="the targets that this CPU lacks, and this aarch64 build's, under emulators")
-    parser.add_argument("--each-target-once", action="store_true", help="emulated ones, instead of at every vector length")
+    parser.add_argument("--brief", action="store_true", help="each emulated target at one vector length, without the slowest cases")
     parser.add_argument("--emulate-avx512", action="store_true", help="AVX-512 under its emulator, had it or not")
     parser.add_argument("--fuzz", type=pathlib.Path, nargs="+", default=[], help="libFuzzer programs to run for a bounded count")
     options = parser.parse_args()
@@ -141,7 +141,7 @@ def main():
         avx512 = [name for name in (target["name"] for target in targets) if name.startswith("AVX3")]
         table.rows += emulate(options.emulate / "tests/fovea_tests", tests,
                               avx512 if options.emulate_avx512 else lacking, filters, summarize,
-                              lambda: count_cases(tests, filters), not options.each_target_once)
+                              lambda: count_cases(tests, filters), options.brief)
         table.last = time.monotonic()
         if not options.no_checks:
             table.add("objects, arm", "", *checks([root / "tools/check_objects", options.emulate]))

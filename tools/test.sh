@@ -7,12 +7,12 @@ cd "$(dirname "$0")/.."
 
 usage() {
   cat << 'END'
-tools/test.sh [--compiler gcc|clang] [--emulate [--each-target-once] [--emulate-avx512] | --sanitize | --thread-sanitize] [--jobs N]
+tools/test.sh [--compiler gcc|clang] [--emulate [--brief] [--emulate-avx512] | --sanitize | --thread-sanitize] [--jobs N]
 
   --compiler clang   build with clang++-19 rather than g++
   --emulate          also the instruction sets that this CPU lacks: Arm's NEON, SVE and SVE2 (cross-built with g++) under
                      qemu-user, AVX-512 under Bochs
-  --each-target-once with --emulate: each at one vector length instead of all
+  --brief            with --emulate: each target at one vector length, and but for NEON without the slowest cases
   --emulate-avx512   with --emulate: AVX-512 under Bochs even if this CPU has it
   --sanitize         the suite under AddressSanitizer and UndefinedBehaviorSanitizer
   --thread-sanitize  the suite under ThreadSanitizer (clang, libomp and its Archer)
@@ -26,7 +26,7 @@ fail_usage() {
   exit 2
 }
 
-compiler=gcc mode=plain emulate= once= avx512= jobs=()
+compiler=gcc mode=plain emulate= brief= avx512= jobs=()
 while [ $# -gt 0 ]; do
   case $1 in
     --compiler | --jobs)
@@ -37,7 +37,7 @@ while [ $# -gt 0 ]; do
     --sanitize) mode=address ;;
     --thread-sanitize) mode=thread ;;
     --emulate) emulate=1 ;;
-    --each-target-once) once=1 ;;
+    --brief) brief=1 ;;
     --emulate-avx512) avx512=1 ;;
     -h | --help) usage; exit 0 ;;
     *) fail_usage "unknown option $1" ;;
@@ -45,7 +45,7 @@ while [ $# -gt 0 ]; do
   shift
 done
 [ -z "$avx512" ] || [ -n "$emulate" ] || fail_usage "--emulate-avx512 goes with --emulate"
-[ -z "$once" ] || [ -n "$emulate" ] || fail_usage "--each-target-once goes with --emulate"
+[ -z "$brief" ] || [ -n "$emulate" ] || fail_usage "--brief goes with --emulate"
 if [ -n "$emulate" ]; then
   [ $mode = plain ] || fail_usage "--emulate is not for sanitizers"
   [ "$(uname -m)" = x86_64 ] || fail_usage "--emulate is for x86-64: this is $(uname -m)"
@@ -99,7 +99,7 @@ case $mode in
     ninja -C build-fuzz "${jobs[@]}" tests/fuzz/fuzz_params tests/fuzz/fuzz_layer
     use_$compiler
     [ -z "$emulate" ] || suite+=(--emulate build-aarch64)
-    [ -z "$once" ] || suite+=(--each-target-once)
+    [ -z "$brief" ] || suite+=(--brief)
     [ -z "$avx512" ] || suite+=(--emulate-avx512)
     "${suite[@]}" --fuzz build-fuzz/tests/fuzz/fuzz_params build-fuzz/tests/fuzz/fuzz_layer
     ;;
