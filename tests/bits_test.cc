@@ -234,6 +234,44 @@ TEST_CASE("same bits of K and V so many that they are prefetched, and of one hea
   }
 }
 
+// Decode takes rows of q together as its registers allow.
+TEST_CASE("same bits of a head decoded alone and beside up to seven others of its kv head") {
+  for (const fovea_dtype type : {FOVEA_F32, FOVEA_BF16, FOVEA_F16, FOVEA_I8}) {
+    for (const int64_t dim : {24, 72, 128}) {
+      CaseSpec spec;
+      spec.seed = 7;
+      spec.num_q_heads = 8;
+      spec.num_kv_heads = 1;
+      spec.q_len = 1;
+      spec.kv_len = 301;
+      spec.head_dim = dim;
+      spec.v_head_dim = dim - 5;
+      spec.k_dtype = spec.v_dtype = type;
+      AttentionCase c(spec);
+      Run(c.p);
+      const std::vector<float> all = Outputs(c.p);
+      const size_t per_head = all.size() / 8;
+      // int8 keys of one row are not multiplied as those of several everywhere (lib/NUMERICS.md).
+      for (int64_t heads = type == FOVEA_I8 ? 2 : 1; heads < 8; ++heads) {
+        for (const int64_t first : {int64_t{0}, 8 - heads}) {
+          CAPTURE(c.Describe());
+          CAPTURE(heads);
+          CAPTURE(first);
+          fovea_attention_params p = c.p;
+          p.num_q_heads = heads;
+          p.q.data = static_cast<char*>(p.q.data) + first * p.q.stride_head * fovea::DtypeBytes(p.q.dtype);
+          p.out.data = static_cast<float*>(p.out.data) + first * p.out.stride_head;
+          p.lse.data = static_cast<float*>(p.lse.data) + first * p.lse.stride_head;
+          c.ClearOutputs();
+          Run(p);
+          const auto begin = all.begin() + static_cast<std::ptrdiff_t>(per_head) * first;
+          CHECK(BitDifference({begin, begin + static_cast<std::ptrdiff_t>(per_head) * heads}, Outputs(p)) == "");
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("BATCH_INVARIANT: any chunking of the queries, the keys whole") {
   input_type = EachInputType();
   const uint64_t first = FirstSeed(900);

@@ -16,7 +16,7 @@ root = pathlib.Path(__file__).resolve().parent.parent
 # A run that takes longer hangs: those of qemu take one to eight minutes, those of Bochs ten to forty.
 QEMU_SECONDS, BOCHS_SECONDS = 3600, 7200
 SCALE, BOCHS_SCALE = "0.05", "0.01"
-# Two thirds of a run's time: the same call many times over, and long listed shapes.
+# Two thirds of a run's time: same bits however a call is made, NaN that must reach nothing, positions, and long lists of shapes.
 SLOW_CASES = ["*same bits*", "*changes no bit*", "BATCH_INVARIANT: any*", "*do not depend on the other rows*", "stride 0 broadcasts*",
               "mask and bias broadcast*", "mask and bias with column*", "positions: *", "MiniLM*", "kv_append: the last row*",
               "*rounding mode*", "mha: a two-layer*", "one row without keys*", "NaN in *", "plan and run_tasks have*",
@@ -99,17 +99,16 @@ def _cases(summarize, cpu, program, filters, target, env):
 def emulate(aarch64_tests, x86_tests, avx512, filters, summarize, count_cases, brief):
     """Rows (target, ran, passed, failed, skipped, seconds, where). avx512: names of the targets to run under Bochs.
     brief: at the first vector length that a CPU of the list gives, and all but NEON without SLOW_CASES.
-    summarize(status, output) gives (passed, failed), count_cases() what a target that no CPU here
-    has would have run."""
+    summarize(status, output) gives (passed, failed), count_cases(filters) how many cases they leave."""
     rows, jobs, seen, ran = [], [], set(), {name: False for name in avx512}
 
-    def row(name, where, function, *args):
+    def row(name, where, left_out, function, *args):
         passed, failed, seconds = function(summarize, *args)
-        return name, "emulated", passed, failed, 0, seconds, where
+        return name, "emulated", passed, failed, left_out, seconds, where
 
     with concurrent.futures.ThreadPoolExecutor(max(1, os.cpu_count() or 1)) as pool:
-        def submit(name, cpu, program, case_filters, target, where=None, **env):
-            jobs.append(pool.submit(row, name, where or cpu.label, _cases, cpu, program, case_filters, target,
+        def submit(name, cpu, program, case_filters, target, where=None, left_out=0, **env):
+            jobs.append(pool.submit(row, name, where or cpu.label, left_out, _cases, cpu, program, case_filters, target,
                                     _environment(cpu, **env)))
 
         def submit_targets(cpu, program, wanted=None):
@@ -128,7 +127,8 @@ def emulate(aarch64_tests, x86_tests, avx512, filters, summarize, count_cases, b
                 leaves_out = brief and name != "NEON"
                 case_filters = [*filters, "-tce=" + ",".join(SLOW_CASES)] if leaves_out else filters
                 submit(f"{name} {8 * vector_bytes}", cpu, program, case_filters, [name],
-                       cpu.label + (", without the slow cases" if leaves_out else ""), FOVEA_TARGET=name)
+                       cpu.label + (", without the slow cases" if leaves_out else ""),
+                       count_cases(filters) - count_cases(case_filters), FOVEA_TARGET=name)
 
         if avx512:
             submit_targets(AVX512_CPU, x86_tests, avx512)
@@ -140,6 +140,6 @@ def emulate(aarch64_tests, x86_tests, avx512, filters, summarize, count_cases, b
         for cpu in X86_CPUS:
             submit("choice", cpu, x86_tests, [CHOICE], cpu.best)
         rows += [job.result() for job in jobs]
-    rows += [(name, "not run", 0, 0, count_cases(), 0, "no emulated CPU has it")
+    rows += [(name, "not run", 0, 0, count_cases(filters), 0, "no emulated CPU has it")
              for name, did in ran.items() if not did]
     return rows

@@ -141,7 +141,7 @@ def main():
         avx512 = [name for name in (target["name"] for target in targets) if name.startswith("AVX3")]
         table.rows += emulate(options.emulate / "tests/fovea_tests", tests,
                               avx512 if options.emulate_avx512 else lacking, filters, summarize,
-                              lambda: count_cases(tests, filters), options.brief)
+                              lambda case_filters: count_cases(tests, case_filters), options.brief)
         table.last = time.monotonic()
         if not options.no_checks:
             table.add("objects, arm", "", *checks([root / "tools/check_objects", options.emulate]))

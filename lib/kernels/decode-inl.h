@@ -4,7 +4,7 @@
 //   for each block of kDecodeKeys keys:
 //     s[row][key] = dot(q[row], K[key])      vectors along head_dim, up to 4 rows of q for each K row, or 4 K rows for each row of q
 //     p = 2^(s - m), vectors along keys; the block's maximum moves m lazily (by more than 2^8)
-//     O[row] += p[row][key] V[key]           O of 1 or 2 rows (narrow types: 4, too) in registers, in key order
+//     O[row] += p[row][key] V[key]           O of 1 or 2 rows (or 4: kWidensOnce) in registers, in key order
 //
 // A long sequence is cut at fixed split points (plan.cc); a part gives O / l and (m, l), joined in order by run.cc.
 // Numerics: lib/NUMERICS.md. Source: Dao et al. 2023, "Flash-Decoding".
@@ -35,8 +35,8 @@ struct F32Products {};
 // Keys of a block, the group of the running maximum; two blocks are under way at a time, each in its half of scratch.
 constexpr int32_t kDecodeKeys = 64;
 static_assert(2 * kDecodeKeys <= kBlockKeys, "scratch holds kBlockKeys");
-// Keys whose K rows, and then as many V rows, are read in one go: 4 or 8 KB of each at head_dim 128 in f32. All rows of q share them while they are in
-// L1.
+// Keys whose K rows, and then as many V rows, are read in one go: 4 or 8 KB of each at head_dim 128 in f32. All rows of q share them while they
+// are in L1.
 constexpr size_t kChunkKeys = kTileKeys == 4 ? 16 : 8;
 template <class P>
 constexpr size_t kPolicyChunkKeys = kChunkKeys;
@@ -47,27 +47,28 @@ HWY_INLINE size_t PadToVector(size_t n) {
 }
 
 // How the walk over K and V meets the memory system; all of it measured (bench_decode), none of it visible in the results' bits.
-// - Each row is walked to its end before the next, and by an unrolled body: the prefetchers go by the instruction that loads, and see one
-//   stride then. Four rows side by side, column by column, were read at half the speed, unless they had been prefetched.
+// - On 32 registers each row is walked to its end before the next, and by an unrolled body: the prefetchers go by the instruction that loads, and
+//   see one stride then. Four rows side by side, column by column, were read at half the speed; on 16 registers they are prefetched.
 // - K of the next block and V of this one are read in turns of kChunkKeys rows: two streams are faster than one.
 // - Rows are addressed by a stride: pointers out of memory had to wait for older stores, and cost a third of the speed.
-// - Many rows of q fill the scheduler with waiting FMAs, as do short vectors: the rows to come are prefetched into L2 then.
-// - On 16 registers they always are, by prefetches spread evenly over all FMAs of a turn, that go through memory line by line (ToCome). In bursts, or
-//   only while the first rows of q walk, they fill the queues of memory, and reading and multiplying take turns: 4 rows of q lost a quarter.
+// - Many rows of q fill the scheduler with waiting FMAs: the rows to come are prefetched into L2 then.
+// - On 16 registers they always are, by prefetches spread over the FMAs of a turn, that go through memory line by line (ToCome). In bursts, or only
+//   while the first rows of q walk, they fill the queues of memory, and reading and multiplying take turns: 4 rows of q lost a quarter.
 // - The hardware's prefetchers stop at the end of a page, which is what a turn reads at head_dim 128 in f32: the next page of the same stream is
 //   begun for them, one turn ahead.
 // - No bool and no struct by value is passed through the stack: compilers store its bytes one by one and load them as words, which waits.
-// Rows of q from which on the scheduler is full.
+// Rows of q from which on the scheduler is full, on 32 registers.
 constexpr size_t kPrefetchFrom = 5;
 // An int8 row is two cache lines at head_dim 128, and where its rows are prefetched they go by 16 at a time.
 template <class T>
-constexpr int32_t kPrefetchRows = (sizeof(T) == 1 ? 2 : 1) * (kTileKeys == 4 ? 16 : 12);
+constexpr int32_t kPrefetchRows = (sizeof(T) == 1 ? 2 : 1) * (kTileKeys == 4 ? static_cast<int32_t>(kChunkKeys) : 12);
 
 // On 16 registers the products prefetch the rows to come between their FMAs.
 constexpr bool kPrefetchesInLoops = kTileKeys == 4;
 
-// What a pass over a chunk of rows prefetches: rows of `bytes` bytes, as many as the chunk's, `stride` bytes apart. Rows without gaps are walked line
-// by line, others in the order of the products. pass: 0 for the first rows of q, 1 for others; where there are others, each prefetches half.
+// What a pass over a chunk of rows prefetches: kChunkKeys rows of `bytes` bytes, `stride` bytes apart. Rows without gaps are walked line by line,
+// others in the order of the products. pass: 0 for the first rows of q, 1 for others; where there are others, each takes half of the lines (the third
+// and later passes the second's once more).
 struct ToCome {
   const char* rows;
   int64_t stride, bytes;
@@ -81,11 +82,11 @@ struct LineWalk {
 };
 template <int kLines, int kEvery>
 HWY_INLINE void PrefetchLines(LineWalk& walk, size_t n) {
+  static_assert(kLines == 1 || kLines == 2 || kLines == 4, "");
   if (kEvery > 1 && n % kEvery > 0) return;
   __builtin_prefetch(walk.at, 0, 2);
   if constexpr (kLines > 1) __builtin_prefetch(walk.at + walk.line, 0, 2);
   if constexpr (kLines > 2) __builtin_prefetch(walk.at + 2 * walk.line, 0, 2), __builtin_prefetch(walk.at + 3 * walk.line, 0, 2);
-  static_assert(kLines == 1 || kLines == 2 || kLines == 4, "");
   walk.at += walk.step;
 }
 
@@ -93,7 +94,7 @@ HWY_INLINE void PrefetchLines(LineWalk& walk, size_t n) {
 template <class T>
 constexpr bool kWidensOnce = kTileKeys == 8 ? sizeof(T) == 1 : sizeof(T) < 4;
 
-// Rows with gaps between them are no stream to the hardware's prefetchers. Bytes come faster than they are converted.
+// On 32 registers. Rows with gaps between them are no stream to the hardware's prefetchers. Bytes come faster than they are converted.
 template <class T>
 HWY_INLINE bool PrefetchesRows(T /*its type*/, size_t num_rows, int64_t stride, size_t dim) {
   return (num_rows >= kPrefetchFrom && sizeof(T) > 1) || stride != static_cast<int64_t>(dim);
@@ -169,7 +170,7 @@ HWY_INLINE void DotRows(const T* k, int64_t stride, const float* HWY_RESTRICT q,
   const DF d;
   const size_t N = hn::Lanes(d);
   constexpr size_t kLine = 64 / sizeof(T);
-  const T *const k1 = k + stride, *const k2 = k1 + stride, *const k3 = k2 + stride;
+  const T *const k1 = k + stride, *const k2 = NQ < 4 ? k1 + stride : k, *const k3 = NQ < 4 ? k2 + stride : k;
   const auto step = [&](size_t i, const auto& load) HWY_ATTR {
     const V x0 = load(k + i), x1 = load(k1 + i);
     V x2 = x0, x3 = x0;
@@ -191,6 +192,7 @@ HWY_INLINE void DotRows(const T* k, int64_t stride, const float* HWY_RESTRICT q,
   };
   const auto whole = [&](const T* at) HWY_ATTR { return LoadRow(d, at); };
   size_t i = 0;
+  if (dim % kLine > 0) PrefetchLines<kLines, 1>(walk, 0);  // as many as the rows have lines; at the end g++ made the loop slower
   for (; i + kLine <= dim; i += kLine) {
     PrefetchLines<kLines, 1>(walk, 0);
     for (size_t n = i; n < i + kLine; n += N) step(n, whole);
@@ -207,9 +209,10 @@ HWY_NOINLINE void DotChunkAhead(const T* k, int64_t stride, const float* HWY_RES
   using V = hn::Vec<DF>;
   constexpr int kKeys = kKeysAtOnce<NQ>, kLines = kKeys / kPasses;
   const bool gaps = to_come->stride != to_come->bytes;
-  LineWalk walk = {to_come->rows, gaps ? to_come->stride : 64, gaps ? 64 : 64 * kLines};
+  // With gaps a pass takes every kPasses-th row.
+  LineWalk walk = {to_come->rows, gaps ? kPasses * to_come->stride : 64, gaps ? 64 : 64 * kLines};
   const int64_t next = gaps ? kKeys * to_come->stride : kLines * to_come->bytes;
-  walk.at += to_come->pass * (gaps ? kLines * to_come->stride : static_cast<int64_t>(keys) * to_come->bytes / kPasses);
+  walk.at += to_come->pass * (gaps ? to_come->stride : static_cast<int64_t>(keys) * to_come->bytes / kPasses);
   HWY_ALIGN float sums[8];
   size_t j = 0;
   for (; j + kKeys <= keys; j += kKeys, k += kKeys * stride, walk.at += next) {
@@ -260,10 +263,12 @@ HWY_NOINLINE void DotChunk(const T* k, int64_t stride, const float* HWY_RESTRICT
   }
 }
 
-// The prefetches of a loop over a chunk's keys that passes kBytes bytes of each row from the offset on, and of kPasses such loops or more.
+// Prefetches of a loop over a chunk's keys and kBytes bytes of each row from `offset` on. kPasses: among how many passes over the rows of q they are
+// shared out.
 template <size_t kBytes, int kPasses>
 struct ColumnsAhead {
-  static constexpr int kShare = 64 * kPasses, kLines = kBytes > kShare ? kBytes / kShare : 1, kEvery = kBytes < kShare ? kShare / kBytes : 1;
+  static constexpr int kParts = kBytes < 64 ? 64 / kBytes : 1;  // of a line
+  static constexpr int kLines = kBytes > 64 ? kBytes / 64 : 1, kEvery = kParts * kPasses;
 
   static HWY_INLINE LineWalk Start(const ToCome* to_come, size_t offset, size_t keys) {
     if (!kPrefetchesInLoops) return {};
@@ -272,10 +277,9 @@ struct ColumnsAhead {
       const int64_t before = to_come->pass * static_cast<int64_t>(keys) * to_come->bytes / kPasses;
       return {to_come->rows + before + part * static_cast<int64_t>(keys) / kEvery * (64 * kLines), 64, 64 * kLines};
     }
-    // Parts of a line, and passes, take turns with the rows.
-    constexpr int kParts = kBytes < 64 ? 64 / kBytes : 1;
-    const int64_t turn = kEvery > 1 ? (to_come->pass * kParts + part % kParts) * to_come->stride : to_come->pass * 64 * kLines;
-    return {to_come->rows + static_cast<int64_t>(offset) + turn, 64, kEvery * to_come->stride};
+    // Passes, and parts of a line, take turns with the rows.
+    const int64_t turn = (to_come->pass + kPasses * (part % kParts)) % static_cast<int64_t>(kChunkKeys);
+    return {to_come->rows + static_cast<int64_t>(offset) + turn * to_come->stride, 64, kEvery * to_come->stride};
   }
   static HWY_INLINE void Prefetch(LineWalk& walk, size_t j) {
     if constexpr (kPrefetchesInLoops) PrefetchLines<kLines, kEvery>(walk, j);
@@ -284,7 +288,7 @@ struct ColumnsAhead {
 
 // to[row][c .. c + W vectors) = from + p V + base for R rows, in key order: R * W accumulators, a for the first row and b for the second; where
 // one row has 16, b for its vectors from 8 on. p: [row][kBlockKeys]; the others: [row][pitch], from and base null for 0. to_come: used where
-// kPrefetchesInLoops; kPasses: 1, or 2 where more rows follow for the same keys.
+// kPrefetchesInLoops; kPasses: as ColumnsAhead.
 template <int R, int W, int kPasses, class T>
 HWY_INLINE void PvColumns(const T* v, int64_t stride, const float* HWY_RESTRICT p, size_t c, size_t keys, const ToCome* to_come,
                           const float* from, const float* base, float* to, size_t pitch) {
@@ -401,14 +405,14 @@ HWY_INLINE void Pv1(const T* v, float p, size_t dim, float* HWY_RESTRICT o) {
   if (c < dim) hn::Store(hn::MulAdd(w, LoadF32N(d, v + c, dim - c), hn::Load(d, o + c)), d, o + c);
 }
 
-// All columns of R rows for a chunk of keys. As many whole vectors of V as the registers hold: R * W accumulators, of 8 on 16 registers, 16 on 32.
+// The columns of R rows from c on for a chunk of keys. As many whole vectors of V as the registers hold: R * W accumulators, of 8 on 16 registers, 16
+// on 32.
 // to_come and kPasses: as for PvColumns.
 template <int R, int kPasses, class T>
-HWY_NOINLINE void PvChunk(const T* v, int64_t stride, const float* p, size_t dim, size_t keys, const ToCome* to_come, const float* from,
-                          const float* base, float* to, size_t pitch) {
+HWY_NOINLINE void PvChunk(const T* v, int64_t stride, const float* p, size_t c, size_t dim, size_t keys, const ToCome* to_come,
+                          const float* from, const float* base, float* to, size_t pitch) {
   constexpr int W = kTileKeys == 4 ? 8 / R : 8;
   const size_t N = hn::Lanes(DF());
-  size_t c = 0;
   // Rows of up to 256 columns of AVX-512 are walked to their ends.
   if constexpr (R == 1 && kTileKeys == 8) {
     for (; c + 16 * N <= dim; c += 16 * N) PvColumns<R, 16, kPasses>(v, stride, p, c, keys, to_come, from, base, to, pitch);
@@ -433,8 +437,8 @@ HWY_NOINLINE void PvChunk4(const T* v, int64_t stride, const float* p, size_t di
   size_t c = 0;
   for (; c + step <= dim; c += step) PvColumnsOf4<W, kPasses>(v, stride, p, c, keys, to_come, from, base, to, pitch);
   for (size_t r = 0; c < dim && r < 4; r += 2) {
-    const auto at = [&](auto* rows) HWY_ATTR { return rows ? rows + r * pitch + c : rows; };
-    PvChunk<2, 1>(v + c, stride, p + r * kBlockKeys, dim - c, keys, to_come, at(from), at(base), at(to), pitch);
+    const auto at = [&](auto* rows) HWY_ATTR { return rows ? rows + r * pitch : rows; };
+    PvChunk<2, kPasses>(v, stride, p + r * kBlockKeys, c, dim, keys, to_come, at(from), at(base), at(to), pitch);
   }
 }
 
@@ -561,19 +565,28 @@ HWY_INLINE void PrefetchPaged(const AttentionTask& t, const Side& side, T /*its 
   for (int32_t j = first; j < end; ++j) PrefetchRow(static_cast<const T*>(SideRow(t, side, j)), dim);
 }
 
-// Whether there are n rows `ahead` rows after those from `key`. Behind the last row memory may be unmapped: a prefetch does not fault on it, but takes
-// long, and 64 keys twice as long as without.
+// Whether there are n rows `ahead` rows after those from `key`. Behind the last row memory may be unmapped: a prefetch does not fault on it, but
+// takes long, and 64 keys twice as long as without.
 HWY_INLINE bool HasRowsToCome(const DecodeBlock& block, int32_t key, size_t n, int32_t ahead) {
   return key + ahead + static_cast<int32_t>(n) <= block.walk_end;
 }
 
-// The n rows kPrefetchRows<T> after those at `rows`, the first of which is `key`'s; these themselves, which are in the caches, if there are none
-// such, or in pages.
+// The rows kPrefetchRows<T> after the chunk of n at `rows`, the first of which is `key`'s. If there are none such, or the chunk is no whole one, or
+// in pages: the first of its own rows, which is about to be read, again and again.
 template <class T>
 HWY_INLINE ToCome RowsToCome(const AttentionTask& t, const T* rows, int64_t stride, size_t dim, const DecodeBlock& block, int32_t key, size_t n) {
-  const bool any = !t.block_table && HasRowsToCome(block, key, n, kPrefetchRows<T>);
   const int64_t size = sizeof(T), bytes = static_cast<int64_t>(dim) * size;
-  return {reinterpret_cast<const char*>(any ? rows + kPrefetchRows<T> * stride : rows), stride * size, bytes, 0};
+  const bool any = !t.block_table && n == kChunkKeys && HasRowsToCome(block, key, n, kPrefetchRows<T>);
+  if (!any) return {reinterpret_cast<const char*>(rows), 0, bytes, 0};
+  return {reinterpret_cast<const char*>(rows + kPrefetchRows<T> * stride), stride * size, bytes, 0};
+}
+
+// How many rows of q or O take the products together, at most, where they prefetch; and whether all rows are one such pass.
+template <class T>
+constexpr size_t kRowsAtOnce = kWidensOnce<T> ? 4 : 2;
+template <class T>
+HWY_INLINE bool IsOnePass(size_t num_rows) {
+  return num_rows <= 2 || num_rows == kRowsAtOnce<T>;
 }
 
 // Scores of the block's keys [first, first + n), counted from begin and one stride apart, for all rows.
@@ -588,8 +601,8 @@ HWY_INLINE void DotKeyRange(const AttentionTask& t, T /*type of K*/, DecodeRow* 
   if (t.block_table) PrefetchPaged(t, KSide(t), T(), key, n, block.walk_end, dim);
   if constexpr (kPrefetchesInLoops) {
     ToCome to_come = RowsToCome(t, k, stride, dim, block, key, n);
-    constexpr size_t kMost = kWidensOnce<T> ? 4 : 2;
-    const bool once = num_rows <= 2 || num_rows == kMost;
+    constexpr size_t kMost = kRowsAtOnce<T>;
+    const bool once = IsOnePass<T>(num_rows);
     for (size_t r = 0, step; r < num_rows; r += step) {
       step = num_rows - r < 2 ? 1 : num_rows - r < kMost ? 2 : kMost;
       const auto chunk = step == 1   ? once ? &DotChunkAhead<1, 1, T> : &DotChunkAhead<1, 2, T>
@@ -600,9 +613,9 @@ HWY_INLINE void DotKeyRange(const AttentionTask& t, T /*type of K*/, DecodeRow* 
       to_come.pass = 1;
     }
   } else {
-    const bool streams = !t.block_table && HasRowsToCome(block, key, n, kPrefetchRows<T>), prefetches = PrefetchesRows(T(), num_rows, stride, dim);
-    const int32_t ahead = streams && prefetches ? 1 : 0;
-    if (streams && !prefetches) PrefetchTurn(k + kChunkKeys * dim);
+    const bool prefetches = PrefetchesRows(T(), num_rows, stride, dim);
+    const int32_t ahead = !t.block_table && prefetches && HasRowsToCome(block, key, n, kPrefetchRows<T>) ? 1 : 0;
+    if (!t.block_table && !prefetches && HasRowsToCome(block, key, n, static_cast<int32_t>(kChunkKeys))) PrefetchTurn(k + kChunkKeys * dim);
     size_t r = 0;
     for (; r + 4 <= num_rows; r += 4) DotChunk<4>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
     for (; r + 2 <= num_rows; r += 2) DotChunk<2>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
@@ -629,10 +642,10 @@ HWY_INLINE void PvKeyRange(const AttentionTask& t, T /*type of V*/, DecodeRow* r
   if (t.block_table) PrefetchPaged(t, VSide(t), T(), key, n, block.walk_end, dim);
   if constexpr (kPrefetchesInLoops) {
     to_come = RowsToCome(t, v, stride, dim, block, key, n);
-  } else if (!t.block_table && HasRowsToCome(block, key, n, kPrefetchRows<T>)) {
+  } else if (!t.block_table) {
     if (!PrefetchesRows(T(), num_rows, stride, dim) && !(kWidensOnce<T> && num_rows >= 4)) {
-      PrefetchTurn(v + kChunkKeys * dim);
-    } else {
+      if (HasRowsToCome(block, key, n, static_cast<int32_t>(kChunkKeys))) PrefetchTurn(v + kChunkKeys * dim);
+    } else if (HasRowsToCome(block, key, n, kPrefetchRows<T>)) {
       for (size_t j = 0; j < n; ++j) PrefetchRow(v + (static_cast<int64_t>(j) + kPrefetchRows<T>) * stride, dim);
     }
   }
@@ -643,7 +656,7 @@ HWY_INLINE void PvKeyRange(const AttentionTask& t, T /*type of V*/, DecodeRow* r
   const auto to = [&](const DecodeRow& row) HWY_ATTR { return last ? row.o : row.block_o; };
   size_t r = 0;
   constexpr int kMore = kPrefetchesInLoops ? 2 : 1;
-  const bool once = num_rows <= 2 || (kWidensOnce<T> && num_rows == 4);
+  const bool once = IsOnePass<T>(num_rows);
   if constexpr (kWidensOnce<T>) {
     const auto chunk = once ? &PvChunk4<1, T> : &PvChunk4<kMore, T>;
     for (; r + 4 <= num_rows; r += 4, to_come.pass = 1) {
@@ -655,7 +668,7 @@ HWY_INLINE void PvKeyRange(const AttentionTask& t, T /*type of V*/, DecodeRow* r
   for (size_t step; r < num_rows; r += step, to_come.pass = 1) {
     step = num_rows - r < 2 || (r == 0 && one_first) ? 1 : 2;
     const auto chunk = step == 2 ? once ? &PvChunk<2, 1, T> : &PvChunk<2, kMore, T> : once ? &PvChunk<1, 1, T> : &PvChunk<1, kMore, T>;
-    chunk(v, stride, rows[r].p + at, dim, n, &to_come, from(rows[r]), base(rows[r]), to(rows[r]), pitch);
+    chunk(v, stride, rows[r].p + at, 0, dim, n, &to_come, from(rows[r]), base(rows[r]), to(rows[r]), pitch);
   }
 }
 
@@ -733,7 +746,7 @@ HWY_INLINE void DotRun(Int8Products /*policy*/, const AttentionTask& t, const Ke
   const I8* const k = static_cast<const I8*>(KRow(t, key));
   if (t.block_table) {
     PrefetchPaged(t, KSide(t), I8(), key, n, block.walk_end, dim);
-  } else {
+  } else if (HasRowsToCome(block, key, n, kPrefetchRows<I8>)) {
     for (size_t j = 0; j < n; ++j) PrefetchRow(k + (static_cast<int64_t>(j) + kPrefetchRows<I8>) * stride, dim);
   }
   uint32_t* const transposed = reinterpret_cast<uint32_t*>(s.copy);
