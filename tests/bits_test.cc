@@ -56,6 +56,11 @@ std::vector<float> RunBits(AttentionCase* c, const fovea_exec& exec) {
   return Outputs(c->p);
 }
 
+// The view without its first heads.
+void SkipHeads(fovea_tensor* x, int64_t heads) {
+  if (x->data) x->data = static_cast<char*>(x->data) + heads * x->stride_head * fovea::DtypeBytes(x->dtype);
+}
+
 // Calls body(case, flags) over the lengths, option sets and flags. Their numbers have no common divisor, so n goes
 // through all combinations, and a part of them still has each option set, each flag and each pair of lengths.
 template <typename Body>
@@ -223,11 +228,8 @@ TEST_CASE("same bits of K and V so many that they are prefetched, and of one hea
     for (int64_t h = 0; h < spec.num_kv_heads; ++h) {
       fovea_attention_params p = c.p;
       p.num_q_heads = c.group(), p.num_kv_heads = 1;
-      const auto skip = [](fovea_tensor* x, int64_t heads) {
-        if (x->data) x->data = static_cast<char*>(x->data) + heads * x->stride_head * fovea::DtypeBytes(x->dtype);
-      };
-      skip(&p.k, h), skip(&p.v, h);
-      skip(&p.q, h * c.group()), skip(&p.out, h * c.group()), skip(&p.lse, h * c.group());
+      SkipHeads(&p.k, h), SkipHeads(&p.v, h);
+      SkipHeads(&p.q, h * c.group()), SkipHeads(&p.out, h * c.group()), SkipHeads(&p.lse, h * c.group());
       Run(p, &exec);
     }
     CHECK(BitDifference(whole, Outputs(c.p)) == "");
@@ -259,9 +261,7 @@ TEST_CASE("same bits of a head decoded alone and beside up to seven others of it
           CAPTURE(first);
           fovea_attention_params p = c.p;
           p.num_q_heads = heads;
-          p.q.data = static_cast<char*>(p.q.data) + first * p.q.stride_head * fovea::DtypeBytes(p.q.dtype);
-          p.out.data = static_cast<float*>(p.out.data) + first * p.out.stride_head;
-          p.lse.data = static_cast<float*>(p.lse.data) + first * p.lse.stride_head;
+          SkipHeads(&p.q, first), SkipHeads(&p.out, first), SkipHeads(&p.lse, first);
           c.ClearOutputs();
           Run(p);
           const auto begin = all.begin() + static_cast<std::ptrdiff_t>(per_head) * first;

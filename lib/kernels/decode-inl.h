@@ -160,7 +160,17 @@ HWY_INLINE void DotRow(const T* k, const float* HWY_RESTRICT q, size_t pitch, si
   if (i < dim) step(LoadF32N(d, k + i, dim - i), i);
 }
 
-// The same for several K rows side by side, as many as make 4 to 8 sums: fewer loads per FMA than one K row at a time, and enough sums for the
+// s[row * kBlockKeys] of one key for NQ rows of q.
+template <int NQ, class T>
+HWY_INLINE void DotKey(const T* k, const float* HWY_RESTRICT q, size_t pitch, size_t dim, float* s) {
+  HWY_ALIGN float sums[4];
+  hn::Vec<DF> a = hn::Zero(DF()), b = a, c = a, e = a;
+  DotRow<NQ>(k, q, pitch, dim, a, b, c, e);
+  SumOfLanes4(a, b, c, e, sums);
+  for (size_t r = 0; r < NQ; ++r) s[r * kBlockKeys] = sums[r];
+}
+
+// DotRow for several K rows side by side, as many as make 4 to 8 sums: fewer loads per FMA than one K row at a time, and enough sums for the
 // latency of FMAs. The sums of 4 K rows with 1 or 2 rows of q are a0 .. a3 and b0 .. b3; those of 2 with 4 are a0 a1, a2 a3, b0 b1, b2 b3.
 template <int NQ>
 constexpr int kKeysAtOnce = NQ == 4 ? 2 : 4;
@@ -227,12 +237,7 @@ HWY_NOINLINE void DotChunkAhead(const T* k, int64_t stride, const float* HWY_RES
       for (size_t r = 0; r < 4; ++r) memcpy(s + r * kBlockKeys + j, sums + 2 * r, 2 * sizeof(float));
     }
   }
-  for (; j < keys; ++j, k += stride) {
-    V a = hn::Zero(d), b = a, c = a, e = a;
-    DotRow<NQ>(k, q, pitch, dim, a, b, c, e);
-    SumOfLanes4(a, b, c, e, sums);
-    for (size_t r = 0; r < NQ; ++r) s[r * kBlockKeys + j] = sums[r];
-  }
+  for (; j < keys; ++j, k += stride) DotKey<NQ>(k, q, pitch, dim, s + j);
 }
 
 // s[row * kBlockKeys + key] for NQ rows of q and neighbouring keys. One accumulator per dot product, so that its bits do not depend on how many are
@@ -242,7 +247,6 @@ HWY_NOINLINE void DotChunk(const T* k, int64_t stride, const float* HWY_RESTRICT
                            float* s) {
   const DF d;
   using V = hn::Vec<DF>;
-  HWY_ALIGN float sums[4];
   size_t j = 0;
   // One row of q: four keys' sums at once. Their ends would take as long as their products.
   for (; NQ == 1 && j + 4 <= keys; j += 4, k += 4 * stride) {
@@ -256,10 +260,7 @@ HWY_NOINLINE void DotChunk(const T* k, int64_t stride, const float* HWY_RESTRICT
   }
   for (; j < keys; ++j, k += stride) {
     if (ahead) PrefetchRow(k + kPrefetchRows<T> * stride, dim);
-    V a = hn::Zero(d), b = a, c = a, e = a;
-    DotRow<NQ>(k, q, pitch, dim, a, b, c, e);
-    SumOfLanes4(a, b, c, e, sums);
-    for (size_t r = 0; r < NQ; ++r) s[r * kBlockKeys + j] = sums[r];
+    DotKey<NQ>(k, q, pitch, dim, s + j);
   }
 }
 
