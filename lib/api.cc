@@ -111,9 +111,8 @@ fovea_status ResolveParams(const fovea_attention_params* params, CheckData data,
 }
 
 fovea_status CheckCall(const fovea_attention_params* params, const fovea_exec* exec, CheckData data, Call* call) {
-  fovea_status status = ResolveExec(exec, &call->e);
-  if (status == FOVEA_OK) status = ResolveParams(params, data, &call->p);
-  if (status != FOVEA_OK) return status;
+  FOVEA_TRY(ResolveExec(exec, &call->e));
+  FOVEA_TRY(ResolveParams(params, data, &call->p));
   call->target = ChosenTarget();
   if (!call->target) return FOVEA_ERR_TARGET_UNAVAILABLE;
   call->workers = NumWorkers(call->e);
@@ -122,18 +121,16 @@ fovea_status CheckCall(const fovea_attention_params* params, const fovea_exec* e
 
 fovea_status Forward(const fovea_attention_params* params, const fovea_exec* exec) {
   Call call;
-  fovea_status status = CheckCall(params, exec, CheckData::kYes, &call);
-  if (status != FOVEA_OK) return status;
+  FOVEA_TRY(CheckCall(params, exec, CheckData::kYes, &call));
   void* memory = call.e.workspace;
   size_t bytes = call.e.workspace_bytes;
   if (!memory) {
-    status = WorkspaceBytes(call.p, call.e.flags, *call.target, call.workers, &bytes);
-    if (status != FOVEA_OK) return status;
+    FOVEA_TRY(WorkspaceBytes(call.p, call.e.flags, *call.target, call.workers, &bytes));
     memory = malloc(bytes);
     if (!memory) return Fail(FOVEA_ERR_OUT_OF_MEMORY, "workspace: %zu bytes could not be allocated", bytes);
   }
   fovea_plan* plan;
-  status = BuildPlan(call.p, call.e.flags, *call.target, call.workers, memory, bytes, &plan);
+  const fovea_status status = BuildPlan(call.p, call.e.flags, *call.target, call.workers, memory, bytes, &plan);
   if (status == FOVEA_OK) RunPlan(*plan, call.p, call.e);
   if (!call.e.workspace) free(memory);
   return status;
@@ -155,16 +152,14 @@ fovea_status Describe(const fovea_attention_params* params, const fovea_exec* ex
     return Fail(FOVEA_ERR_INVALID_ARGUMENT, "info: call fovea_attention_info_init first");
   }
   Call call;
-  fovea_status status = CheckCall(params, exec, CheckData::kYes, &call);
-  if (status != FOVEA_OK) return status;
+  FOVEA_TRY(CheckCall(params, exec, CheckData::kYes, &call));
   const fovea_attention_params& p = call.p;
   size_t bytes;
-  status = WorkspaceBytes(p, call.e.flags, *call.target, call.workers, &bytes);
-  if (status != FOVEA_OK) return status;
+  FOVEA_TRY(WorkspaceBytes(p, call.e.flags, *call.target, call.workers, &bytes));
   void* memory = malloc(bytes);
   if (!memory) return Fail(FOVEA_ERR_OUT_OF_MEMORY, "describe: %zu bytes could not be allocated", bytes);
   fovea_plan* plan;
-  status = BuildPlan(p, call.e.flags, *call.target, call.workers, memory, bytes, &plan);
+  const fovea_status status = BuildPlan(p, call.e.flags, *call.target, call.workers, memory, bytes, &plan);
   if (status != FOVEA_OK) {
     free(memory);
     return status;
@@ -240,9 +235,8 @@ fovea_status CheckSamePlan(const fovea_plan& plan, const fovea_attention_params&
 fovea_status Rope(const fovea_rope_params* params, const fovea_exec* exec) {
   fovea_exec e;
   fovea_rope_params p;
-  fovea_status status = ResolveExec(exec, &e);
-  if (status == FOVEA_OK) status = CheckRope(params, &p);
-  if (status != FOVEA_OK) return status;
+  FOVEA_TRY(ResolveExec(exec, &e));
+  FOVEA_TRY(CheckRope(params, &p));
   const Target* target = ChosenTarget();
   if (!target) return FOVEA_ERR_TARGET_UNAVAILABLE;
   RunRope(*target, p, e);
@@ -252,19 +246,18 @@ fovea_status Rope(const fovea_rope_params* params, const fovea_exec* exec) {
 fovea_status RopeTables(const fovea_rope_tables_params* params, const fovea_exec* exec) {
   fovea_exec e;
   fovea_rope_tables_params p;
-  fovea_status status = ResolveExec(exec, &e);
-  if (status == FOVEA_OK) status = CheckRopeTables(params, &p);
-  if (status == FOVEA_OK) RunRopeTables(p, e);
-  return status;
+  FOVEA_TRY(ResolveExec(exec, &e));
+  FOVEA_TRY(CheckRopeTables(params, &p));
+  RunRopeTables(p, e);
+  return FOVEA_OK;
 }
 
 fovea_status KvAppend(const fovea_kv_append_params* params, const fovea_exec* exec) {
   fovea_exec e;
   fovea_kv_append_params p;
   fovea_rope_params rope;
-  fovea_status status = ResolveExec(exec, &e);
-  if (status == FOVEA_OK) status = CheckKvAppend(params, &p, &rope);
-  if (status != FOVEA_OK) return status;
+  FOVEA_TRY(ResolveExec(exec, &e));
+  FOVEA_TRY(CheckKvAppend(params, &p, &rope));
   const Target* target = ChosenTarget();
   if (!target) return FOVEA_ERR_TARGET_UNAVAILABLE;
   RunKvAppend(*target, p, e);
@@ -279,9 +272,8 @@ struct LinearCall {
 };
 
 fovea_status CheckLinearCall(const fovea_linear_params* params, const fovea_exec* exec, CheckData data, LinearCall* call) {
-  fovea_status status = ResolveExec(exec, &call->e);
-  if (status == FOVEA_OK) status = CheckLinear(params, data, &call->p);
-  if (status != FOVEA_OK) return status;
+  FOVEA_TRY(ResolveExec(exec, &call->e));
+  FOVEA_TRY(CheckLinear(params, data, &call->p));
   call->target = ChosenTarget();
   if (!call->target) return FOVEA_ERR_TARGET_UNAVAILABLE;
   call->workers = NumWorkers(call->e);
@@ -305,11 +297,9 @@ fovea_status InWorkspace(const fovea_exec& e, size_t bytes, const char* what, in
 
 fovea_status Linear(const fovea_linear_params* params, const fovea_exec* exec) {
   LinearCall call;
-  fovea_status status = CheckLinearCall(params, exec, CheckData::kYes, &call);
-  if (status != FOVEA_OK) return status;
+  FOVEA_TRY(CheckLinearCall(params, exec, CheckData::kYes, &call));
   size_t bytes;
-  status = LinearWorkspaceBytes(call.p, call.e.flags, *call.target, call.workers, &bytes);
-  if (status != FOVEA_OK) return status;
+  FOVEA_TRY(LinearWorkspaceBytes(call.p, call.e.flags, *call.target, call.workers, &bytes));
   return InWorkspace(call.e, bytes, "these extents", call.workers, [&](void* memory) {
     RunLinear(call.p, call.e, *call.target, call.workers, memory);
     return fovea_status{FOVEA_OK};
@@ -317,20 +307,18 @@ fovea_status Linear(const fovea_linear_params* params, const fovea_exec* exec) {
 }
 
 fovea_status CheckMhaCall(const fovea_mha_params* params, const fovea_exec* exec, CheckData data, fovea_exec* e, MhaCall* call, size_t* bytes) {
-  fovea_status status = ResolveExec(exec, e);
-  if (status != FOVEA_OK) return status;
+  FOVEA_TRY(ResolveExec(exec, e));
   const Target* target = ChosenTarget();
   if (!target) return FOVEA_ERR_TARGET_UNAVAILABLE;
-  status = PrepareMha(params, data, e->flags, *target, NumWorkers(*e), call);
-  return status == FOVEA_OK ? MhaWorkspaceBytes(*call, bytes) : status;
+  FOVEA_TRY(PrepareMha(params, data, e->flags, *target, NumWorkers(*e), call));
+  return MhaWorkspaceBytes(*call, bytes);
 }
 
 fovea_status Mha(const fovea_mha_params* params, const fovea_exec* exec) {
   fovea_exec e;
   MhaCall call;
   size_t bytes;
-  fovea_status status = CheckMhaCall(params, exec, CheckData::kYes, &e, &call, &bytes);
-  if (status != FOVEA_OK) return status;
+  FOVEA_TRY(CheckMhaCall(params, exec, CheckData::kYes, &e, &call, &bytes));
   return InWorkspace(e, bytes, "this layer", call.workers, [&](void* memory) { return RunMha(&call, e, memory); });
 }
 
@@ -341,15 +329,14 @@ fovea_status MhaDescribe(const fovea_mha_params* params, const fovea_exec* exec,
   fovea_exec e;
   MhaCall call;
   size_t bytes;
-  fovea_status status = CheckMhaCall(params, exec, CheckData::kYes, &e, &call, &bytes);
-  if (status != FOVEA_OK) return status;
+  FOVEA_TRY(CheckMhaCall(params, exec, CheckData::kYes, &e, &call, &bytes));
   void* memory = malloc(bytes);
   if (!memory) return Fail(FOVEA_ERR_OUT_OF_MEMORY, "describe: %zu bytes could not be allocated", bytes);
   fovea_attention_params attention;
   fovea_attention_info inner;
   fovea_attention_info_init(&inner, sizeof inner);
   fovea_mha_info found = *info;
-  status = DescribeMha(&call, memory, &attention, &found);
+  fovea_status status = DescribeMha(&call, memory, &attention, &found);
   if (status == FOVEA_OK) status = Describe(&attention, exec, &inner);
   if (status == FOVEA_OK) found.kv_bytes = KvBytes(attention);
   free(memory);  // attention's lengths as well
@@ -373,8 +360,7 @@ extern "C" {
 fovea_status fovea_set_default_exec(const fovea_exec* exec) {
   fovea_exec e = {sizeof(fovea_exec), 0, 0, nullptr, nullptr, nullptr, 0, nullptr, 0};
   if (exec) {
-    const fovea_status status = CheckExec(exec, &e);
-    if (status != FOVEA_OK) return status;
+    FOVEA_TRY(CheckExec(exec, &e));
     if (e.workspace || e.error_text) {
       return Fail(FOVEA_ERR_INVALID_ARGUMENT, "exec.workspace and exec.error_text: must be NULL in the default exec, calls would share them");
     }

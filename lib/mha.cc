@@ -201,12 +201,10 @@ fovea_status Layout(const MhaCall& call, Carver* c, MhaPlan* plan) {
   for (int i = 0; i <= projections.n; ++i) {
     size_t bytes = 0;
     const fovea_linear_params& linear = i < projections.n ? projections.before[i] : projections.after;
-    const fovea_status status = LinearWorkspaceBytes(linear, call.flags, *call.target, call.workers, &bytes);
-    if (status != FOVEA_OK) return status;
+    FOVEA_TRY(LinearWorkspaceBytes(linear, call.flags, *call.target, call.workers, &bytes));
     plan->linear_bytes = bytes > plan->linear_bytes ? bytes : plan->linear_bytes;
   }
-  const fovea_status status = WorkspaceBytes(call.attention, call.flags, *call.target, call.workers, &plan->attention_bytes);
-  if (status != FOVEA_OK) return status;
+  FOVEA_TRY(WorkspaceBytes(call.attention, call.flags, *call.target, call.workers, &plan->attention_bytes));
   plan->linear = c->Take<char>(static_cast<int64_t>(plan->linear_bytes));
   plan->attention = c->Take<char>(static_cast<int64_t>(plan->attention_bytes));
   return c->overflow() ? Fail(FOVEA_ERR_INVALID_ARGUMENT, "batch, lengths and dims: the workspace overflows size_t") : FOVEA_OK;
@@ -224,15 +222,15 @@ fovea_status Bind(MhaCall* call, const MhaPlan& plan) {
     }
     a.kv_lens = plan.kv_lens;
   }
-  fovea_status status = CheckMhaAttention(call->views, &a);
-  if (status == FOVEA_OK && p.rope) {
+  FOVEA_TRY(CheckMhaAttention(call->views, &a));
+  if (p.rope) {
     if (IsGiven(p.x_kv) && !HasPositions(call->rope)) {
       for (int64_t b = 0; b < p.batch; ++b) plan.q_positions[b] = static_cast<int32_t>(PositionOffset(a, b));
       call->rope.position_offsets = plan.q_positions;
     }
-    status = CheckMhaPositions(p, call->rope, call->kv_rope);
+    FOVEA_TRY(CheckMhaPositions(p, call->rope, call->kv_rope));
   }
-  return status == FOVEA_OK ? CheckPages(a) : status;
+  return CheckPages(a);
 }
 
 // Copies rows of a padded tensor to or from rows that follow one another, those of q_lens only where it is given.
@@ -279,8 +277,7 @@ fovea_status PrepareMha(const fovea_mha_params* user, CheckData data, uint32_t f
   call->target = &target;
   call->workers = workers;
   fovea_attention_params a;
-  fovea_status status = CheckMha(user, data, &call->p, &call->rope, &call->kv_rope, &a, &call->views);
-  if (status != FOVEA_OK) return status;
+  FOVEA_TRY(CheckMha(user, data, &call->p, &call->rope, &call->kv_rope, &a, &call->views));
   MhaPlan plan = {};  // strides alone: the pointers come with the workspace
   SetPitches(call->p, &plan);
   SetHeads(call->p, plan, &a);
@@ -300,13 +297,10 @@ fovea_status RunMha(MhaCall* call, const fovea_exec& exec, void* workspace) {
   const fovea_mha_params& p = call->p;
   Carver c(AlignUp(workspace));
   MhaPlan plan = {};
-  fovea_status status = Layout(*call, &c, &plan);
-  if (status == FOVEA_OK) status = Bind(call, plan);
+  FOVEA_TRY(Layout(*call, &c, &plan));
+  FOVEA_TRY(Bind(call, plan));
   fovea_plan* attention = nullptr;
-  if (status == FOVEA_OK) {
-    status = BuildPlan(call->attention, call->flags, *call->target, call->workers, plan.attention, plan.attention_bytes, &attention);
-  }
-  if (status != FOVEA_OK) return status;
+  FOVEA_TRY(BuildPlan(call->attention, call->flags, *call->target, call->workers, plan.attention, plan.attention_bytes, &attention));
 
   // From here on nothing can fail.
   TrimRows(p, &plan);
@@ -343,9 +337,8 @@ fovea_status DescribeMha(MhaCall* call, void* workspace, fovea_attention_params*
   const fovea_mha_params& p = call->p;
   Carver c(AlignUp(workspace));
   MhaPlan plan = {};
-  fovea_status status = Layout(*call, &c, &plan);
-  if (status == FOVEA_OK) status = Bind(call, plan);
-  if (status != FOVEA_OK) return status;
+  FOVEA_TRY(Layout(*call, &c, &plan));
+  FOVEA_TRY(Bind(call, plan));
   *attention = call->attention;
   TrimRows(p, &plan);
   const Projections projections = MakeProjections(p, plan);

@@ -161,8 +161,7 @@ fovea_status WorkspaceBytes(const fovea_attention_params& p, uint32_t flags, con
 fovea_status BuildPlan(const fovea_attention_params& p, uint32_t flags, const Target& target, int32_t workers, void* mem,
                        size_t bytes, fovea_plan** out) {
   size_t need = 0;
-  const fovea_status status = WorkspaceBytes(p, flags, target, workers, &need);
-  if (status != FOVEA_OK) return status;
+  FOVEA_TRY(WorkspaceBytes(p, flags, target, workers, &need));
   if (bytes < need) {
     return Fail(FOVEA_ERR_WORKSPACE_TOO_SMALL, "workspace_bytes = %zu: must be at least %zu for these shapes and %d threads", bytes,
                 need, workers);

@@ -170,7 +170,7 @@ fovea_tensor fovea_tensor_bhs(const void* data, fovea_dtype dtype, int64_t heads
 }
 
 fovea_status fovea_attention_params_init(fovea_attention_params* params, size_t size) {
-  if (fovea_status s = fovea::InitStruct(params, size, "fovea_attention_params_init"); s != FOVEA_OK) return s;
+  FOVEA_TRY(fovea::InitStruct(params, size, "fovea_attention_params_init"));
   fovea::SetField(params, size, offsetof(fovea_attention_params, scale), std::numeric_limits<float>::quiet_NaN());
   fovea::SetField(params, size, offsetof(fovea_attention_params, window_left), int64_t{-1});
   fovea::SetField(params, size, offsetof(fovea_attention_params, window_right), int64_t{-1});
@@ -182,7 +182,7 @@ fovea_status fovea_rope_params_init(fovea_rope_params* params, size_t size) {
 }
 
 fovea_status fovea_rope_tables_params_init(fovea_rope_tables_params* params, size_t size) {
-  if (fovea_status s = fovea::InitStruct(params, size, "fovea_rope_tables_params_init"); s != FOVEA_OK) return s;
+  FOVEA_TRY(fovea::InitStruct(params, size, "fovea_rope_tables_params_init"));
   fovea::SetField(params, size, offsetof(fovea_rope_tables_params, base), 10000.0);
   fovea::SetField(params, size, offsetof(fovea_rope_tables_params, yarn_truncate), int32_t{1});
   fovea::SetField(params, size, offsetof(fovea_rope_tables_params, factor), 1.0);
@@ -204,7 +204,7 @@ fovea_status fovea_linear_params_init(fovea_linear_params* params, size_t size) 
 }
 
 fovea_status fovea_mha_params_init(fovea_mha_params* params, size_t size) {
-  if (fovea_status s = fovea::InitStruct(params, size, "fovea_mha_params_init"); s != FOVEA_OK) return s;
+  FOVEA_TRY(fovea::InitStruct(params, size, "fovea_mha_params_init"));
   fovea::SetField(params, size, offsetof(fovea_mha_params, norm_eps), 1e-6f);
   return FOVEA_OK;
 }

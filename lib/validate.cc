@@ -312,7 +312,7 @@ fovea_status CheckTensor(const Expected& want, const int64_t (&extent)[kDims], C
                                  want.strided_columns ? t->stride_col : 1};
   const int64_t element_bytes = DtypeBytes(t->dtype);
   const void* data = check == CheckData::kYes ? t->data : nullptr;
-  if (fovea_status s = MakeView(name, data, element_bytes, extent, stride, view); s != FOVEA_OK) return s;
+  FOVEA_TRY(MakeView(name, data, element_bytes, extent, stride, view));
   t->stride_batch = view->stride[0];
   t->stride_head = view->stride[1];
   t->stride_row = view->stride[2];
@@ -382,16 +382,16 @@ fovea_status CheckCount(const char* names, int64_t a, int64_t b, int64_t c, int6
 }
 
 fovea_status CheckExtents(fovea_attention_params* p) {
-  if (fovea_status s = CheckPositive("batch", p->batch); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckPositive("num_q_heads", p->num_q_heads); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckPositive("num_kv_heads", p->num_kv_heads); s != FOVEA_OK) return s;
+  FOVEA_TRY(CheckPositive("batch", p->batch));
+  FOVEA_TRY(CheckPositive("num_q_heads", p->num_q_heads));
+  FOVEA_TRY(CheckPositive("num_kv_heads", p->num_kv_heads));
   if (p->num_q_heads % p->num_kv_heads != 0) {
     return Fail(kInvalid, "num_kv_heads = %" PRId64 ": must divide num_q_heads = %" PRId64, p->num_kv_heads,
                 p->num_q_heads);
   }
-  if (fovea_status s = CheckLength("q_len", p->q_len); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckLength("kv_len", p->kv_len); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckPositive("head_dim", p->head_dim); s != FOVEA_OK) return s;
+  FOVEA_TRY(CheckLength("q_len", p->q_len));
+  FOVEA_TRY(CheckLength("kv_len", p->kv_len));
+  FOVEA_TRY(CheckPositive("head_dim", p->head_dim));
   if (p->v_head_dim == 0) p->v_head_dim = p->head_dim;
   if (p->v_head_dim < 0) {
     return Fail(kInvalid, "v_head_dim = %" PRId64 ": must be positive, or 0 for head_dim", p->v_head_dim);
@@ -407,21 +407,10 @@ fovea_status CheckExtents(fovea_attention_params* p) {
   // So that plan.cc may multiply extents. Broadcasting inputs can make these large where no tensor is.
   const int64_t dim = std::max(p->head_dim, p->v_head_dim);
   const int64_t q_rows = std::max<int64_t>(p->q_len, 1), kv_rows = std::max<int64_t>(p->kv_len, 1);
-  if (fovea_status s = CheckCount("batch * num_q_heads * q_len * head_dim", p->batch, p->num_q_heads, q_rows, dim);
-      s != FOVEA_OK) {
-    return s;
-  }
-  if (fovea_status s = CheckCount("batch * num_kv_heads * kv_len * head_dim", p->batch, p->num_kv_heads, kv_rows, dim);
-      s != FOVEA_OK) {
-    return s;
-  }
-  if (fovea_status s = CheckCount("total_q * num_q_heads * head_dim", p->total_q, p->num_q_heads, dim, 1);
-      s != FOVEA_OK) {
-    return s;
-  }
-  if (fovea_status s = CheckCount("total_kv * num_kv_heads * head_dim", p->total_kv, p->num_kv_heads, dim, 1); s != FOVEA_OK) {
-    return s;
-  }
+  FOVEA_TRY(CheckCount("batch * num_q_heads * q_len * head_dim", p->batch, p->num_q_heads, q_rows, dim));
+  FOVEA_TRY(CheckCount("batch * num_kv_heads * kv_len * head_dim", p->batch, p->num_kv_heads, kv_rows, dim));
+  FOVEA_TRY(CheckCount("total_q * num_q_heads * head_dim", p->total_q, p->num_q_heads, dim, 1));
+  FOVEA_TRY(CheckCount("total_kv * num_kv_heads * head_dim", p->total_kv, p->num_kv_heads, dim, 1));
   // The kernels count these in int32.
   const struct {
     const char* name;
@@ -463,10 +452,10 @@ fovea_status CheckOptions(fovea_attention_params* p) {
     return Fail(kInvalid, "logits_soft_cap = %g: must be finite and positive, or 0 for none",
                 double{p->logits_soft_cap});
   }
-  if (fovea_status s = CheckEnum("causal", p->causal, 1); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckEnum("q_align", p->q_align, FOVEA_Q_ALIGN_BOTTOM_RIGHT); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckEnum("mask_align", p->mask_align, FOVEA_MASK_ALIGN_RIGHT); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckEnum("scores_stage", p->scores_stage, FOVEA_SCORES_PROBABILITIES); s != FOVEA_OK) return s;
+  FOVEA_TRY(CheckEnum("causal", p->causal, 1));
+  FOVEA_TRY(CheckEnum("q_align", p->q_align, FOVEA_Q_ALIGN_BOTTOM_RIGHT));
+  FOVEA_TRY(CheckEnum("mask_align", p->mask_align, FOVEA_MASK_ALIGN_RIGHT));
+  FOVEA_TRY(CheckEnum("scores_stage", p->scores_stage, FOVEA_SCORES_PROBABILITIES));
   if (IsPresent(p->scores) != (p->scores_stage != FOVEA_SCORES_NONE)) {
     return Fail(kInvalid, "scores_stage = %s: must %s", fovea_scores_stage_str(p->scores_stage),
                 IsPresent(p->scores) ? "say what scores receives" : "be NONE where scores is not given");
@@ -481,9 +470,9 @@ fovea_status CheckOptions(fovea_attention_params* p) {
       (p->q_offset != 0 || p->q_offsets != nullptr || p->q_align != FOVEA_Q_ALIGN_TOP_LEFT)) {
     return Fail(kInvalid, "q_positions is given: q_offset, q_offsets and q_align must be at their defaults then");
   }
-  if (fovea_status s = CheckWindow("window_left", &p->window_left); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckWindow("window_right", &p->window_right); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckLength("mask_kv_len", p->mask_kv_len); s != FOVEA_OK) return s;
+  FOVEA_TRY(CheckWindow("window_left", &p->window_left));
+  FOVEA_TRY(CheckWindow("window_right", &p->window_right));
+  FOVEA_TRY(CheckLength("mask_kv_len", p->mask_kv_len));
   if (p->alibi_slopes == nullptr && p->alibi_stride_batch != 0) {
     return Fail(kInvalid, "alibi_stride_batch = %" PRId64 ": must be 0 without alibi_slopes", p->alibi_stride_batch);
   }
@@ -514,8 +503,8 @@ fovea_status CheckPaging(const fovea_attention_params& p) {
   if (p.cu_seqlens_kv != nullptr) {
     return Fail(kInvalid, "cu_seqlens_kv is given: must be NULL where block_table is given");
   }
-  if (fovea_status s = CheckPositive("page_size", p.page_size); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckLength("page_size", p.page_size); s != FOVEA_OK) return s;
+  FOVEA_TRY(CheckPositive("page_size", p.page_size));
+  FOVEA_TRY(CheckLength("page_size", p.page_size));
   if (p.num_pages < 0 || p.num_pages > std::numeric_limits<int32_t>::max()) {
     return Fail(kInvalid, "num_pages = %" PRId64 ": must be in [0, 2^31 - 1]", p.num_pages);
   }
@@ -590,8 +579,7 @@ fovea_status CheckPositions(const fovea_attention_params& p, const PositionSide&
                 side.data == nullptr ? "without" : "with", side.data == nullptr ? side.name : side.cu_name);
   }
   if (side.data == nullptr) return FOVEA_OK;
-  if (fovea_status s = CheckArrayStride(side.stride_name, side.stride, p.batch, longest, "rows"); s != FOVEA_OK)
-    return s;
+  FOVEA_TRY(CheckArrayStride(side.stride_name, side.stride, p.batch, longest, "rows"));
   const bool queries = side.data == p.q_positions;
   for (int64_t b = 0; b < p.batch; ++b) {
     const int32_t* values = queries ? QPositions(p, b) : KvPositions(p, b);
@@ -614,8 +602,8 @@ fovea_status CheckPositions(const fovea_attention_params& p, const PositionSide&
 fovea_status CheckSequences(const fovea_attention_params& p, Needed* needed) {
   const Side q = {"q_lens", "cu_seqlens_q", "q_len", "total_q", p.q_lens, p.cu_seqlens_q, p.q_len, p.total_q};
   const Side kv = {"kv_lens", "cu_seqlens_kv", "kv_len", "total_kv", p.kv_lens, p.cu_seqlens_kv, p.kv_len, p.total_kv};
-  if (fovea_status s = CheckLengths(q, p.batch); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckLengths(kv, p.batch); s != FOVEA_OK) return s;
+  FOVEA_TRY(CheckLengths(q, p.batch));
+  FOVEA_TRY(CheckLengths(kv, p.batch));
   const bool differ = q.lens != nullptr || q.cu != nullptr || kv.lens != nullptr || kv.cu != nullptr ||
                       p.q_offsets != nullptr || p.mask_offsets != nullptr;
   int64_t mask_rows = 0, longest_q = 0, longest_kv = 0;
@@ -653,11 +641,7 @@ fovea_status CheckSequences(const fovea_attention_params& p, Needed* needed) {
   needed->longest_q = longest_q;
   needed->longest_kv = longest_kv;
   if (p.block_table != nullptr) {
-    if (fovea_status s =
-            CheckArrayStride("block_table_stride", p.block_table_stride, p.batch, TableColumns(p, longest_kv), "pages");
-        s != FOVEA_OK) {
-      return s;
-    }
+    FOVEA_TRY(CheckArrayStride("block_table_stride", p.block_table_stride, p.batch, TableColumns(p, longest_kv), "pages"));
   }
   constexpr int64_t kAny = std::numeric_limits<int32_t>::min();
   const PositionSide q_side = {"q_positions",  "q_positions_stride", "cu_seqlens_q", p.q_positions,
@@ -669,7 +653,7 @@ fovea_status CheckSequences(const fovea_attention_params& p, Needed* needed) {
                                 p.cu_seqlens_kv,
                                 p.kv_positions_stride,
                                 kAny};
-  if (fovea_status s = CheckPositions(p, q_side, longest_q); s != FOVEA_OK) return s;
+  FOVEA_TRY(CheckPositions(p, q_side, longest_q));
   return CheckPositions(p, kv_side, longest_kv);
 }
 
@@ -730,11 +714,11 @@ fovea_status CheckTensors(CheckData check, const Needed& needed, const ViewList*
   View views[sizeof tensors / sizeof tensors[0] + 9];  // and arrays, below
   int n = 0;
   for (const auto& t : tensors) {
-    if (fovea_status s = CheckTensor(t.want, t.extent, check, t.tensor, &views[n++]); s != FOVEA_OK) return s;
+    FOVEA_TRY(CheckTensor(t.want, t.extent, check, t.tensor, &views[n++]));
   }
-  if (fovea_status s = CheckScaled("k_scale", p->k_scale, "k", p->k); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckScaled("v_scale", p->v_scale, "v", p->v); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckScaled("k_channel_scale", p->k_channel_scale, "k", p->k); s != FOVEA_OK) return s;
+  FOVEA_TRY(CheckScaled("k_scale", p->k_scale, "k", p->k));
+  FOVEA_TRY(CheckScaled("v_scale", p->v_scale, "v", p->v));
+  FOVEA_TRY(CheckScaled("k_channel_scale", p->k_channel_scale, "k", p->k));
   // q_lens and cu_seqlens_q exclude each other, as do kv_lens and cu_seqlens_kv.
   const struct {
     const char* name;
@@ -759,7 +743,7 @@ fovea_status CheckTensors(CheckData check, const Needed& needed, const ViewList*
   for (const auto& a : arrays) {
     if (a.data == nullptr) continue;
     const int64_t extent[] = {a.rows, 1, 1, a.cols}, stride[] = {a.stride, 0, 0, 1};
-    if (fovea_status s = MakeView({a.name}, a.data, 4, extent, stride, &views[n++]); s != FOVEA_OK) return s;
+    FOVEA_TRY(MakeView({a.name}, a.data, 4, extent, stride, &views[n++]));
   }
   if (check == CheckData::kNo) return FOVEA_OK;
   // out, q, k, v and scales are the layer's own. Its outputs are held against lse, scores and all options; its inputs against lse and scores.
@@ -768,13 +752,13 @@ fovea_status CheckTensors(CheckData check, const Needed& needed, const ViewList*
     for (int j = 1; j < (output ? n : kOutputs); ++j) {
       if (j >= kOutputs && j < kOptions) continue;
       const View &of_layer = layer->views[i], &option = views[j];
-      if (fovea_status s = output ? CheckDisjoint(of_layer, option) : CheckDisjoint(option, of_layer); s != FOVEA_OK) return s;
+      FOVEA_TRY(output ? CheckDisjoint(of_layer, option) : CheckDisjoint(option, of_layer));
     }
   }
   for (int i = 0; i < kOutputs; ++i) {
-    if (fovea_status s = CheckDistinct(views[i]); s != FOVEA_OK) return s;
+    FOVEA_TRY(CheckDistinct(views[i]));
     for (int j = i + 1; j < n; ++j) {
-      if (fovea_status s = CheckDisjoint(views[i], views[j]); s != FOVEA_OK) return s;
+      FOVEA_TRY(CheckDisjoint(views[i], views[j]));
     }
   }
   return p->alibi_slopes != nullptr ? CheckSlopes(*p) : FOVEA_OK;
@@ -786,23 +770,23 @@ bool SameElements(const View& a, const View& b) {
 
 fovea_status CheckFields(CheckData data, const ViewList* layer, fovea_attention_params* p) {
   Needed needed = {0, 0, 0, 0};
-  if (fovea_status s = CheckReserved(*p); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckExtents(p); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckOptions(p); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckPaging(*p); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckSequences(*p, &needed); s != FOVEA_OK) return s;
+  FOVEA_TRY(CheckReserved(*p));
+  FOVEA_TRY(CheckExtents(p));
+  FOVEA_TRY(CheckOptions(p));
+  FOVEA_TRY(CheckPaging(*p));
+  FOVEA_TRY(CheckSequences(*p, &needed));
   return CheckTensors(data, needed, layer, p);
 }
 
 }  // namespace
 
 fovea_status CheckParams(const fovea_attention_params* user, CheckData data, fovea_attention_params* p) {
-  if (fovea_status s = CopyStruct(user, "params", "fovea_attention_params_init", p); s != FOVEA_OK) return s;
+  FOVEA_TRY(CopyStruct(user, "params", "fovea_attention_params_init", p));
   return CheckFields(data, nullptr, p);
 }
 
 fovea_status CheckExec(const fovea_exec* user, fovea_exec* e) {
-  if (fovea_status s = CopyStruct(user, "exec", "fovea_exec_init", e); s != FOVEA_OK) return s;
+  FOVEA_TRY(CopyStruct(user, "exec", "fovea_exec_init", e));
   constexpr int32_t kMaxThreads = 1024;
   if (e->num_threads < 0 || e->num_threads > kMaxThreads) {
     return Fail(kInvalid, "exec.num_threads = %" PRId32 ": must be in [0, %" PRId32 "]", e->num_threads, kMaxThreads);
@@ -822,45 +806,37 @@ fovea_status CheckExec(const fovea_exec* user, fovea_exec* e) {
 
 fovea_status CheckMerge(int32_t n, const fovea_tensor* outs, const fovea_tensor* lses, int64_t batch, int64_t num_heads,
                         int64_t rows, int64_t v_head_dim, const fovea_tensor* out, const fovea_tensor* lse) {
-  if (fovea_status s = CheckPositive("n", n); s != FOVEA_OK) return s;
+  FOVEA_TRY(CheckPositive("n", n));
   if (outs == nullptr || lses == nullptr || out == nullptr) {
     return Fail(kInvalid, "%s = NULL: must be given", outs == nullptr ? "outs" : lses == nullptr ? "lses" : "out");
   }
-  if (fovea_status s = CheckPositive("batch", batch); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckPositive("num_heads", num_heads); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckLength("rows", rows); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckPositive("v_head_dim", v_head_dim); s != FOVEA_OK) return s;
-  if (fovea_status s =
-          CheckCount("batch * num_heads * rows * v_head_dim", batch, num_heads, std::max<int64_t>(rows, 1), v_head_dim);
-      s != FOVEA_OK) {
-    return s;
-  }
+  FOVEA_TRY(CheckPositive("batch", batch));
+  FOVEA_TRY(CheckPositive("num_heads", num_heads));
+  FOVEA_TRY(CheckLength("rows", rows));
+  FOVEA_TRY(CheckPositive("v_head_dim", v_head_dim));
+  FOVEA_TRY(CheckCount("batch * num_heads * rows * v_head_dim", batch, num_heads, std::max<int64_t>(rows, 1), v_head_dim));
   const int64_t out_extent[] = {batch, num_heads, rows, v_head_dim}, lse_extent[] = {batch, num_heads, rows, 1};
   const auto check = [](Name name, Takes takes, const int64_t(&extent)[kDims], const fovea_tensor& tensor, View* view) {
     fovea_tensor t = tensor;
     return CheckTensor({name, takes, true, false}, extent, CheckData::kYes, &t, view);
   };
   View out_view, lse_view = {};  // an lse that is not given overlaps nothing
-  if (fovea_status s = check({"out"}, Takes::kFloats, out_extent, *out, &out_view); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckDistinct(out_view); s != FOVEA_OK) return s;
+  FOVEA_TRY(check({"out"}, Takes::kFloats, out_extent, *out, &out_view));
+  FOVEA_TRY(CheckDistinct(out_view));
   if (lse != nullptr) {
-    if (fovea_status s = check({"lse"}, Takes::kF32, lse_extent, *lse, &lse_view); s != FOVEA_OK) return s;
-    if (fovea_status s = CheckDistinct(lse_view); s != FOVEA_OK) return s;
-    if (fovea_status s = CheckDisjoint(out_view, lse_view); s != FOVEA_OK) return s;
+    FOVEA_TRY(check({"lse"}, Takes::kF32, lse_extent, *lse, &lse_view));
+    FOVEA_TRY(CheckDistinct(lse_view));
+    FOVEA_TRY(CheckDisjoint(out_view, lse_view));
   }
   for (int32_t i = 0; i < n; ++i) {
     View part_out, part_lse;
-    if (fovea_status s = check({"outs", i}, Takes::kFloats, out_extent, outs[i], &part_out); s != FOVEA_OK) return s;
-    if (fovea_status s = check({"lses", i}, Takes::kF32, lse_extent, lses[i], &part_lse); s != FOVEA_OK) return s;
+    FOVEA_TRY(check({"outs", i}, Takes::kFloats, out_extent, outs[i], &part_out));
+    FOVEA_TRY(check({"lses", i}, Takes::kF32, lse_extent, lses[i], &part_lse));
     // The first part may be joined in place.
-    if (i != 0 || !SameElements(out_view, part_out)) {
-      if (fovea_status s = CheckDisjoint(out_view, part_out); s != FOVEA_OK) return s;
-    }
-    if (i != 0 || !SameElements(lse_view, part_lse)) {
-      if (fovea_status s = CheckDisjoint(lse_view, part_lse); s != FOVEA_OK) return s;
-    }
-    if (fovea_status s = CheckDisjoint(out_view, part_lse); s != FOVEA_OK) return s;
-    if (fovea_status s = CheckDisjoint(lse_view, part_out); s != FOVEA_OK) return s;
+    if (i != 0 || !SameElements(out_view, part_out)) FOVEA_TRY(CheckDisjoint(out_view, part_out));
+    if (i != 0 || !SameElements(lse_view, part_lse)) FOVEA_TRY(CheckDisjoint(lse_view, part_lse));
+    FOVEA_TRY(CheckDisjoint(out_view, part_lse));
+    FOVEA_TRY(CheckDisjoint(lse_view, part_out));
   }
   return FOVEA_OK;
 }
@@ -896,10 +872,10 @@ class Views {
   fovea_status CheckOutputs(bool in_place) const {
     const View* const views = list_.views;
     for (int i = 0; i < list_.outputs; ++i) {
-      if (fovea_status s = CheckDistinct(views[i]); s != FOVEA_OK) return s;
+      FOVEA_TRY(CheckDistinct(views[i]));
       for (int j = i + 1; j < list_.n; ++j) {
         if (in_place && i == 0 && j == 1) continue;
-        if (fovea_status s = CheckDisjoint(views[i], views[j]); s != FOVEA_OK) return s;
+        FOVEA_TRY(CheckDisjoint(views[i], views[j]));
       }
     }
     return FOVEA_OK;
@@ -931,20 +907,16 @@ constexpr RopeNames kKvRopeNames = {"kv_rope.rotary_dim",   "kv_rope.num_positio
 // Lengths of new rows; the same fields in every struct that has them.
 template <class Params>
 fovea_status CheckNewRows(const Params& p, const char* heads_name, int64_t heads, int64_t dim) {
-  if (fovea_status s = CheckPositive("batch", p.batch); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckPositive(heads_name, heads); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckLength("q_len", p.q_len); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckPositive("head_dim", p.head_dim); s != FOVEA_OK) return s;
+  FOVEA_TRY(CheckPositive("batch", p.batch));
+  FOVEA_TRY(CheckPositive(heads_name, heads));
+  FOVEA_TRY(CheckLength("q_len", p.q_len));
+  FOVEA_TRY(CheckPositive("head_dim", p.head_dim));
   if (p.total_q < 0 || (p.total_q > 0 && p.cu_seqlens_q == nullptr)) {
     return Fail(kInvalid, "total_q = %" PRId64 ": must be %s", p.total_q,
                 p.total_q < 0 ? "at least 0" : "0 without cu_seqlens_q");
   }
-  if (fovea_status s =
-          CheckCount("batch * heads * q_len * head_dim", p.batch, heads, std::max<int64_t>(p.q_len, 1), dim);
-      s != FOVEA_OK) {
-    return s;
-  }
-  if (fovea_status s = CheckCount("total_q * heads * head_dim", p.total_q, heads, dim, 1); s != FOVEA_OK) return s;
+  FOVEA_TRY(CheckCount("batch * heads * q_len * head_dim", p.batch, heads, std::max<int64_t>(p.q_len, 1), dim));
+  FOVEA_TRY(CheckCount("total_q * heads * head_dim", p.total_q, heads, dim, 1));
   return CheckLengths({"q_lens", "cu_seqlens_q", "q_len", "total_q", p.q_lens, p.cu_seqlens_q, p.q_len, p.total_q},
                       p.batch);
 }
@@ -967,13 +939,13 @@ fovea_status CheckRotation(const RopeNames& names, fovea_rope_params* p, Views* 
     return Fail(kInvalid, "%s = %" PRId64 ": must be even and at most head_dim = %" PRId64, names.rotary_dim,
                 p->rotary_dim, p->head_dim);
   }
-  if (fovea_status s = CheckLength(names.num_positions, p->num_positions); s != FOVEA_OK) return s;
+  FOVEA_TRY(CheckLength(names.num_positions, p->num_positions));
   if (p->table_batch == 0) p->table_batch = 1;
   if (p->table_batch != 1 && p->table_batch != p->batch) {
     return Fail(kInvalid, "%s = %" PRId64 ": must be 1 (or 0) or batch = %" PRId64, names.table_batch, p->table_batch,
                 p->batch);
   }
-  if (fovea_status s = CheckEnum(names.interleaved, p->interleaved, 1); s != FOVEA_OK) return s;
+  FOVEA_TRY(CheckEnum(names.interleaved, p->interleaved, 1));
   if (p->reserved != 0) return Fail(kUnsupported, "%s = %" PRId32 ": must be 0", names.reserved, p->reserved);
   if (p->position_offsets != nullptr && p->position_ids != nullptr) {
     return Fail(kInvalid, "%s is given: must be NULL where %s is given", names.position_offsets, names.position_ids);
@@ -982,12 +954,9 @@ fovea_status CheckRotation(const RopeNames& names, fovea_rope_params* p, Views* 
     return Fail(kInvalid, "%s = %" PRId64 ": must be 0 where %s is given", names.position_offset, p->position_offset,
                 p->position_ids != nullptr ? names.position_ids : names.position_offsets);
   }
-  if (p->position_ids != nullptr) {
-    if (fovea_status s = CheckRowArray(names.position_ids_stride, p->position_ids_stride, true, *p); s != FOVEA_OK)
-      return s;
-  }
+  if (p->position_ids != nullptr) FOVEA_TRY(CheckRowArray(names.position_ids_stride, p->position_ids_stride, true, *p));
   const int64_t extent[] = {p->table_batch, 1, p->num_positions, p->rotary_dim / 2};
-  if (fovea_status s = views->AddTensor({names.cos}, true, extent, &p->cos); s != FOVEA_OK) return s;
+  FOVEA_TRY(views->AddTensor({names.cos}, true, extent, &p->cos));
   return views->AddTensor({names.sin}, true, extent, &p->sin);
 }
 
@@ -1041,7 +1010,7 @@ void TakeLengths(const Params& p, int64_t num_heads, fovea_rope_params* rope) {
 // A rotation that is part of another struct, whose lengths it takes.
 template <class Params>
 fovea_status CopyRotation(const char* name, const fovea_rope_params* user, const Params& p, int64_t num_heads, fovea_rope_params* rope) {
-  if (fovea_status s = CopyStruct(user, name, "fovea_rope_params_init", rope); s != FOVEA_OK) return s;
+  FOVEA_TRY(CopyStruct(user, name, "fovea_rope_params_init", rope));
   if ((rope->batch | rope->num_heads | rope->q_len | rope->head_dim | rope->total_q) != 0 || rope->q_lens != nullptr ||
       rope->cu_seqlens_q != nullptr || !IsZero(rope->x) || !IsZero(rope->out)) {
     return Fail(kInvalid, "%s: its batch, num_heads, q_len, head_dim, x, out, q_lens, cu_seqlens_q and total_q must be 0", name);
@@ -1139,16 +1108,12 @@ fovea_status CheckCacheKind(const fovea_kv_append_params& p) {
                                              : "paged by slot_mapping");
     }
   }
-  if (fovea_status s = CheckLength("capacity", p.capacity); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckLength("num_pages", p.num_pages); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckLength("page_size", p.page_size); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckLength("block_table_stride", p.block_table_stride); s != FOVEA_OK) return s;
-  if (paged) {
-    if (fovea_status s = CheckPositive("page_size", p.page_size); s != FOVEA_OK) return s;
-  }
-  if (p.slot_mapping != nullptr) {
-    if (fovea_status s = CheckRowArray("slot_mapping_stride", p.slot_mapping_stride, false, p); s != FOVEA_OK) return s;
-  }
+  FOVEA_TRY(CheckLength("capacity", p.capacity));
+  FOVEA_TRY(CheckLength("num_pages", p.num_pages));
+  FOVEA_TRY(CheckLength("page_size", p.page_size));
+  FOVEA_TRY(CheckLength("block_table_stride", p.block_table_stride));
+  if (paged) FOVEA_TRY(CheckPositive("page_size", p.page_size));
+  if (p.slot_mapping != nullptr) FOVEA_TRY(CheckRowArray("slot_mapping_stride", p.slot_mapping_stride, false, p));
   return CheckCount(paged ? "num_pages * num_kv_heads * page_size * head_dim" : "batch * num_kv_heads * capacity * head_dim",
                     paged ? p.num_pages : p.batch, p.num_kv_heads, paged ? p.page_size : p.capacity, std::max(p.head_dim, p.v_head_dim));
 }
@@ -1156,41 +1121,36 @@ fovea_status CheckCacheKind(const fovea_kv_append_params& p) {
 }  // namespace
 
 fovea_status CheckRope(const fovea_rope_params* user, fovea_rope_params* p) {
-  if (fovea_status s = CopyStruct(user, "params", "fovea_rope_params_init", p); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckNewRows(*p, "num_heads", p->num_heads, p->head_dim); s != FOVEA_OK) return s;
+  FOVEA_TRY(CopyStruct(user, "params", "fovea_rope_params_init", p));
+  FOVEA_TRY(CheckNewRows(*p, "num_heads", p->num_heads, p->head_dim));
   const bool packed = p->cu_seqlens_q != nullptr;
   const int64_t extent[] = {packed ? 1 : p->batch, p->num_heads, packed ? p->total_q : p->q_len, p->head_dim};
   ViewList list;
   Views views(&list, 1);
-  if (fovea_status s = views.AddTensor({"out"}, true, extent, &p->out); s != FOVEA_OK) return s;
-  if (fovea_status s = views.AddTensor({"x"}, true, extent, &p->x); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckRotation(kRopeNames, p, &views); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckRowPositions(kRopeNames, nullptr, 0, *p); s != FOVEA_OK) return s;
+  FOVEA_TRY(views.AddTensor({"out"}, true, extent, &p->out));
+  FOVEA_TRY(views.AddTensor({"x"}, true, extent, &p->x));
+  FOVEA_TRY(CheckRotation(kRopeNames, p, &views));
+  FOVEA_TRY(CheckRowPositions(kRopeNames, nullptr, 0, *p));
   const int64_t offsets = p->position_offsets != nullptr ? p->batch : 0;
-  if (fovea_status s = views.AddArray({"position_offsets"}, p->position_offsets, 1, 0, offsets); s != FOVEA_OK)
-    return s;
-  if (fovea_status s = views.AddLengths(*p); s != FOVEA_OK) return s;
-  if (fovea_status s = views.AddArray({"position_ids"}, p->position_ids, packed ? 1 : p->batch, p->position_ids_stride,
-                                      packed ? p->total_q : p->q_len);
-      s != FOVEA_OK) {
-    return s;
-  }
+  FOVEA_TRY(views.AddArray({"position_offsets"}, p->position_offsets, 1, 0, offsets));
+  FOVEA_TRY(views.AddLengths(*p));
+  FOVEA_TRY(views.AddArray({"position_ids"}, p->position_ids, packed ? 1 : p->batch, p->position_ids_stride, packed ? p->total_q : p->q_len));
   return views.CheckOutputs(p->x.dtype == p->out.dtype && SameElements(views[0], views[1]));
 }
 
 fovea_status CheckRopeTables(const fovea_rope_tables_params* user, fovea_rope_tables_params* p) {
-  if (fovea_status s = CopyStruct(user, "params", "fovea_rope_tables_params_init", p); s != FOVEA_OK) return s;
+  FOVEA_TRY(CopyStruct(user, "params", "fovea_rope_tables_params_init", p));
   if (p->rotary_dim <= 0 || p->rotary_dim > kMaxLength || p->rotary_dim % 2 != 0) {
     return Fail(kInvalid, "rotary_dim = %" PRId64 ": must be even and positive, below 2^30", p->rotary_dim);
   }
-  if (fovea_status s = CheckLength("num_positions", p->num_positions); s != FOVEA_OK) return s;
+  FOVEA_TRY(CheckLength("num_positions", p->num_positions));
   if (p->first_position < 0 || p->first_position > kMaxLength + 1 - p->num_positions) {
     return Fail(kInvalid,
                 "first_position = %" PRId64 ": must be at least 0, and %" PRId64 " positions from there at most 2^30",
                 p->first_position, p->num_positions);
   }
-  if (fovea_status s = CheckEnum("scaling", p->scaling, FOVEA_ROPE_SCALING_LLAMA3); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckEnum("yarn_truncate", p->yarn_truncate, 1); s != FOVEA_OK) return s;
+  FOVEA_TRY(CheckEnum("scaling", p->scaling, FOVEA_ROPE_SCALING_LLAMA3));
+  FOVEA_TRY(CheckEnum("yarn_truncate", p->yarn_truncate, 1));
   const bool dynamic = p->scaling == FOVEA_ROPE_SCALING_DYNAMIC_NTK, yarn = p->scaling == FOVEA_ROPE_SCALING_YARN;
   const bool llama3 = p->scaling == FOVEA_ROPE_SCALING_LLAMA3;
   // Each must be above its limit and finite, where its scaling reads it.
@@ -1215,29 +1175,24 @@ fovea_status CheckRopeTables(const fovea_rope_tables_params* user, fovea_rope_ta
     return Fail(kInvalid, "attention_factor = %g: must be finite and positive, or 0 for the scaling's own",
                 p->attention_factor);
   }
-  if (dynamic || yarn || llama3) {
-    if (fovea_status s = CheckPositive("original_max_position", p->original_max_position); s != FOVEA_OK) return s;
-  }
-  if (dynamic) {
-    if (fovea_status s = CheckLength("seq_len", p->seq_len); s != FOVEA_OK) return s;
-  }
+  if (dynamic || yarn || llama3) FOVEA_TRY(CheckPositive("original_max_position", p->original_max_position));
+  if (dynamic) FOVEA_TRY(CheckLength("seq_len", p->seq_len));
   const int64_t extent[] = {1, 1, p->num_positions, p->rotary_dim / 2};
-  if (fovea_status s = CheckCount("num_positions * rotary_dim", p->num_positions, p->rotary_dim, 1, 1); s != FOVEA_OK)
-    return s;
+  FOVEA_TRY(CheckCount("num_positions * rotary_dim", p->num_positions, p->rotary_dim, 1, 1));
   ViewList list;
   Views views(&list, 2);
-  if (fovea_status s = views.AddTensor({"cos"}, true, extent, &p->cos); s != FOVEA_OK) return s;
-  if (fovea_status s = views.AddTensor({"sin"}, true, extent, &p->sin); s != FOVEA_OK) return s;
+  FOVEA_TRY(views.AddTensor({"cos"}, true, extent, &p->cos));
+  FOVEA_TRY(views.AddTensor({"sin"}, true, extent, &p->sin));
   return views.CheckOutputs(false);
 }
 
 fovea_status CheckKvAppend(const fovea_kv_append_params* user, fovea_kv_append_params* p, fovea_rope_params* rope) {
-  if (fovea_status s = CopyStruct(user, "params", "fovea_kv_append_params_init", p); s != FOVEA_OK) return s;
+  FOVEA_TRY(CopyStruct(user, "params", "fovea_kv_append_params_init", p));
   if (p->v_head_dim == 0) p->v_head_dim = p->head_dim;
-  if (fovea_status s = CheckPositive("v_head_dim", p->v_head_dim); s != FOVEA_OK) return s;
+  FOVEA_TRY(CheckPositive("v_head_dim", p->v_head_dim));
   const int64_t dim = std::max(p->head_dim, p->v_head_dim);
-  if (fovea_status s = CheckNewRows(*p, "num_kv_heads", p->num_kv_heads, dim); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckCacheKind(*p); s != FOVEA_OK) return s;
+  FOVEA_TRY(CheckNewRows(*p, "num_kv_heads", p->num_kv_heads, dim));
+  FOVEA_TRY(CheckCacheKind(*p));
   const bool packed = p->cu_seqlens_q != nullptr, paged = p->block_table != nullptr || p->slot_mapping != nullptr;
   const int64_t entries = paged ? p->num_pages : p->batch, rows = paged ? p->page_size : p->capacity;
   if (!IsPresent(p->k_new) && !IsPresent(p->v_new))
@@ -1256,42 +1211,27 @@ fovea_status CheckKvAppend(const fovea_kv_append_params* user, fovea_kv_append_p
     if (!IsPresent(*side.fresh) && IsPresent(*side.cache)) {
       return Fail(kInvalid, "%s is given: must be absent where %s is", side.cache_name.base, side.new_name.base);
     }
-    if (fovea_status s =
-            views.AddTensor(side.cache_name, IsPresent(*side.fresh), extent, side.cache, Takes::kFloatsOrI8);
-        s != FOVEA_OK) {
-      return s;
-    }
+    FOVEA_TRY(views.AddTensor(side.cache_name, IsPresent(*side.fresh), extent, side.cache, Takes::kFloatsOrI8));
     const bool quantized = side.cache->dtype == FOVEA_I8;
     const int64_t scale_extent[] = {entries, p->num_kv_heads, rows, 1};
-    if (fovea_status s = views.AddTensor(side.scale_name, quantized, scale_extent, side.scale, Takes::kF32);
-        s != FOVEA_OK) {
-      return s;
-    }
-    if (fovea_status s = CheckScaled(side.scale_name.base, *side.scale, side.cache_name.base, *side.cache);
-        s != FOVEA_OK) {
-      return s;
-    }
-    if (fovea_status s = CheckQuantizedDim(side.dim_name, side.dim, side.cache_name.base, *side.cache); s != FOVEA_OK) return s;
+    FOVEA_TRY(views.AddTensor(side.scale_name, quantized, scale_extent, side.scale, Takes::kF32));
+    FOVEA_TRY(CheckScaled(side.scale_name.base, *side.scale, side.cache_name.base, *side.cache));
+    FOVEA_TRY(CheckQuantizedDim(side.dim_name, side.dim, side.cache_name.base, *side.cache));
   }
   for (const auto& side : sides) {
     const int64_t extent[] = {packed ? 1 : p->batch, p->num_kv_heads, packed ? p->total_q : p->q_len, side.dim};
-    if (fovea_status s = views.AddTensor(side.new_name, false, extent, side.fresh); s != FOVEA_OK) return s;
+    FOVEA_TRY(views.AddTensor(side.new_name, false, extent, side.fresh));
   }
   const int64_t channel_extent[] = {p->batch, p->num_kv_heads, 1, p->head_dim};
-  if (fovea_status s = views.AddTensor({"k_channel_scale"}, false, channel_extent, &p->k_channel_scale, Takes::kF32);
-      s != FOVEA_OK) {
-    return s;
-  }
-  if (fovea_status s = CheckScaled("k_channel_scale", p->k_channel_scale, "k_cache", p->k_cache); s != FOVEA_OK) return s;
-  if (IsPresent(p->k_channel_scale)) {
-    if (fovea_status s = CheckChannelScales(*p); s != FOVEA_OK) return s;
-  }
-  if (fovea_status s = CheckPlaces(*p); s != FOVEA_OK) return s;
+  FOVEA_TRY(views.AddTensor({"k_channel_scale"}, false, channel_extent, &p->k_channel_scale, Takes::kF32));
+  FOVEA_TRY(CheckScaled("k_channel_scale", p->k_channel_scale, "k_cache", p->k_cache));
+  if (IsPresent(p->k_channel_scale)) FOVEA_TRY(CheckChannelScales(*p));
+  FOVEA_TRY(CheckPlaces(*p));
   if (p->rope != nullptr) {
-    if (fovea_status s = CopyRotation("rope", p->rope, *p, p->num_kv_heads, rope); s != FOVEA_OK) return s;
+    FOVEA_TRY(CopyRotation("rope", p->rope, *p, p->num_kv_heads, rope));
     if (!IsPresent(p->k_new)) return Fail(kInvalid, "rope is given: must be NULL where k_new is absent");
-    if (fovea_status s = CheckRotation(kPartRopeNames, rope, &views); s != FOVEA_OK) return s;
-    if (fovea_status s = CheckRowPositions(kPartRopeNames, p->slot_mapping, p->slot_mapping_stride, *rope); s != FOVEA_OK) return s;
+    FOVEA_TRY(CheckRotation(kPartRopeNames, rope, &views));
+    FOVEA_TRY(CheckRowPositions(kPartRopeNames, p->slot_mapping, p->slot_mapping_stride, *rope));
     p->rope = rope;
   }
   const int64_t row_cols = packed ? p->total_q : p->q_len, row_rows = packed ? 1 : p->batch;
@@ -1305,39 +1245,39 @@ fovea_status CheckKvAppend(const fovea_kv_append_params* user, fovea_kv_append_p
                 {"rope.position_ids", p->rope != nullptr ? rope->position_ids : nullptr, row_rows,
                  p->rope != nullptr ? rope->position_ids_stride : 0, row_cols},
                 {"rope.position_offsets", p->rope != nullptr ? rope->position_offsets : nullptr, 1, 0, p->batch}};
-  if (fovea_status s = views.AddLengths(*p); s != FOVEA_OK) return s;
+  FOVEA_TRY(views.AddLengths(*p));
   for (const auto& a : arrays) {
-    if (fovea_status s = views.AddArray({a.name}, a.data, a.rows, a.stride, a.cols); s != FOVEA_OK) return s;
+    FOVEA_TRY(views.AddArray({a.name}, a.data, a.rows, a.stride, a.cols));
   }
   return views.CheckOutputs(false);
 }
 
 fovea_status CheckLinear(const fovea_linear_params* user, CheckData data, fovea_linear_params* p) {
-  if (fovea_status s = CopyStruct(user, "params", "fovea_linear_params_init", p); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckLength("tokens", p->tokens); s != FOVEA_OK) return s;
+  FOVEA_TRY(CopyStruct(user, "params", "fovea_linear_params_init", p));
+  FOVEA_TRY(CheckLength("tokens", p->tokens));
   const struct {
     const char* name;
     int64_t value;
   } features[] = {{"in_features", p->in_features}, {"out_features", p->out_features}};
   for (const auto& f : features) {
-    if (fovea_status s = CheckPositive(f.name, f.value); s != FOVEA_OK) return s;
+    FOVEA_TRY(CheckPositive(f.name, f.value));
     if (f.value > kMaxLength) return Fail(kUnsupported, "%s = %" PRId64 ": must be below 2^30", f.name, f.value);
   }
   const int64_t rows = std::max<int64_t>(p->tokens, 1);
-  if (fovea_status s = CheckCount("tokens * in_features", rows, p->in_features, 1, 1); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckCount("tokens * out_features", rows, p->out_features, 1, 1); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckCount("in_features * out_features", p->in_features, p->out_features, 1, 1); s != FOVEA_OK) return s;
+  FOVEA_TRY(CheckCount("tokens * in_features", rows, p->in_features, 1, 1));
+  FOVEA_TRY(CheckCount("tokens * out_features", rows, p->out_features, 1, 1));
+  FOVEA_TRY(CheckCount("in_features * out_features", p->in_features, p->out_features, 1, 1));
   const int64_t x_extent[] = {1, 1, p->tokens, p->in_features}, w_extent[] = {1, 1, p->out_features, p->in_features};
   const int64_t bias_extent[] = {1, 1, 1, p->out_features}, y_extent[] = {1, 1, p->tokens, p->out_features};
   View y, x, w, bias;
-  if (fovea_status s = CheckTensor({{"y"}, Takes::kFloats, true, false}, y_extent, data, &p->y, &y); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckTensor({{"x"}, Takes::kFloats, true, false}, x_extent, data, &p->x, &x); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckTensor({{"w"}, Takes::kFloats, true, false}, w_extent, data, &p->w, &w); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckTensor({{"bias"}, Takes::kFloats, false, false}, bias_extent, data, &p->bias, &bias); s != FOVEA_OK) return s;
+  FOVEA_TRY(CheckTensor({{"y"}, Takes::kFloats, true, false}, y_extent, data, &p->y, &y));
+  FOVEA_TRY(CheckTensor({{"x"}, Takes::kFloats, true, false}, x_extent, data, &p->x, &x));
+  FOVEA_TRY(CheckTensor({{"w"}, Takes::kFloats, true, false}, w_extent, data, &p->w, &w));
+  FOVEA_TRY(CheckTensor({{"bias"}, Takes::kFloats, false, false}, bias_extent, data, &p->bias, &bias));
   if (data == CheckData::kNo) return FOVEA_OK;
-  if (fovea_status s = CheckDistinct(y); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckDisjoint(y, x); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckDisjoint(y, w); s != FOVEA_OK) return s;
+  FOVEA_TRY(CheckDistinct(y));
+  FOVEA_TRY(CheckDisjoint(y, x));
+  FOVEA_TRY(CheckDisjoint(y, w));
   return CheckDisjoint(y, bias);
 }
 
@@ -1356,7 +1296,7 @@ fovea_status CheckMhaExtents(fovea_mha_params* p) {
   } positive[] = {{"batch", p->batch},   {"num_q_heads", p->num_q_heads}, {"num_kv_heads", p->num_kv_heads}, {"head_dim", p->head_dim},
                   {"v_head_dim", p->v_head_dim}, {"d_model", p->d_model}, {"d_out", p->d_out}, {"d_kv", p->d_kv}};
   for (const auto& f : positive) {
-    if (fovea_status s = CheckPositive(f.name, f.value); s != FOVEA_OK) return s;
+    FOVEA_TRY(CheckPositive(f.name, f.value));
     if (f.value > kMaxLength) return Fail(kUnsupported, "%s = %" PRId64 ": must be below 2^30", f.name, f.value);
   }
   if (p->num_q_heads % p->num_kv_heads != 0) {
@@ -1376,16 +1316,16 @@ fovea_status CheckMhaExtents(fovea_mha_params* p) {
                 p->cu_seqlens_q != nullptr},
                {"kv_len", "total_kv", p->kv_len, p->total_kv, std::max(p->d_kv, features), p->cu_seqlens_kv != nullptr}};
   for (const auto& side : sides) {
-    if (fovea_status s = CheckLength(side.len_name, side.len); s != FOVEA_OK) return s;
+    FOVEA_TRY(CheckLength(side.len_name, side.len));
     if (side.total != 0 && !side.packed) {
       return Fail(kInvalid, "%s = %" PRId64 ": must be 0 without cu_seqlens", side.total_name, side.total);
     }
-    if (fovea_status s = CheckLength(side.total_name, side.total); s != FOVEA_OK) return s;
+    FOVEA_TRY(CheckLength(side.total_name, side.total));
     const int64_t rows = side.packed ? side.total : p->batch * side.len;
     if (rows > kMaxLength) {
       return Fail(kUnsupported, "batch * %s = %" PRId64 " * %" PRId64 ": must be below 2^30 tokens", side.len_name, p->batch, side.len);
     }
-    if (fovea_status s = CheckCount("tokens * columns", std::max<int64_t>(rows, 1), side.columns, 1, 1); s != FOVEA_OK) return s;
+    FOVEA_TRY(CheckCount("tokens * columns", std::max<int64_t>(rows, 1), side.columns, 1, 1));
   }
   if (!(p->norm_eps >= 0) || std::isinf(p->norm_eps)) {
     return Fail(kInvalid, "norm_eps = %g: must be finite, at least 0", double{p->norm_eps});
@@ -1396,10 +1336,7 @@ fovea_status CheckMhaExtents(fovea_mha_params* p) {
 
 fovea_status CheckMhaLengths(const fovea_mha_params& p) {
   const bool cross = IsPresent(p.x_kv), cache = IsPresent(p.k_cache);
-  if (fovea_status s = CheckLengths({"q_lens", "cu_seqlens_q", "q_len", "total_q", p.q_lens, p.cu_seqlens_q, p.q_len, p.total_q}, p.batch);
-      s != FOVEA_OK) {
-    return s;
-  }
+  FOVEA_TRY(CheckLengths({"q_lens", "cu_seqlens_q", "q_len", "total_q", p.q_lens, p.cu_seqlens_q, p.q_len, p.total_q}, p.batch));
   if (!cross) {
     if (p.kv_len != 0) return Fail(kInvalid, "kv_len = %" PRId64 ": must be 0 without x_kv", p.kv_len);
     if (p.d_kv != p.d_model) return Fail(kInvalid, "d_kv = %" PRId64 ": must be 0 without x_kv", p.d_kv);
@@ -1452,14 +1389,14 @@ fovea_status CheckMhaTensors(fovea_mha_params* p, fovea_rope_params* rope, fovea
   };
   for (const auto& t : tensors) {
     if (!t.allowed && IsPresent(*t.tensor)) return Fail(kInvalid, "%s is given: must be absent %s", t.name.base, t.without);
-    if (fovea_status s = views->AddTensor(t.name, t.wanted, t.extent, t.tensor, t.takes); s != FOVEA_OK) return s;
+    FOVEA_TRY(views->AddTensor(t.name, t.wanted, t.extent, t.tensor, t.takes));
   }
   if (cross && packed_weight && p->d_kv != p->d_model) {
     return Fail(kInvalid, "d_kv = %" PRId64 ": must be d_model = %" PRId64 " where w_qkv is given", p->d_kv, p->d_model);
   }
   if (p->rope != nullptr) {
-    if (fovea_status s = CheckRotation(kPartRopeNames, rope, views); s != FOVEA_OK) return s;
-    if (fovea_status s = CheckRotation(p->kv_rope != nullptr ? kKvRopeNames : kPartRopeNames, kv_rope, views); s != FOVEA_OK) return s;
+    FOVEA_TRY(CheckRotation(kPartRopeNames, rope, views));
+    FOVEA_TRY(CheckRotation(p->kv_rope != nullptr ? kKvRopeNames : kPartRopeNames, kv_rope, views));
   }
   const struct {
     const char* name;
@@ -1475,9 +1412,9 @@ fovea_status CheckMhaTensors(fovea_mha_params* p, fovea_rope_params* rope, fovea
                 {"kv_rope.position_offsets", kv_rope->position_offsets, 1, 0, p->batch},
                 {"kv_rope.position_ids", kv_rope->position_ids, kv_rope->cu_seqlens_q != nullptr ? 1 : p->batch,
                  kv_rope->position_ids_stride, kv_rope->cu_seqlens_q != nullptr ? kv_rope->total_q : kv_rope->q_len}};
-  if (fovea_status s = views->AddLengths(*p); s != FOVEA_OK) return s;
+  FOVEA_TRY(views->AddLengths(*p));
   for (const auto& a : arrays) {
-    if (fovea_status s = views->AddArray({a.name}, a.data, a.rows, a.stride, a.cols); s != FOVEA_OK) return s;
+    FOVEA_TRY(views->AddArray({a.name}, a.data, a.rows, a.stride, a.cols));
   }
   return FOVEA_OK;
 }
@@ -1498,11 +1435,11 @@ fovea_status CheckMhaCache(const fovea_mha_params& p, CheckData data) {
     return set == nullptr ? FOVEA_OK : Fail(kInvalid, "%s is given: must be 0 without k_cache and v_cache", set);
   }
   const fovea_kv_append_params append = MhaAppend(p);
-  if (fovea_status s = CheckCacheKind(append); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckQuantizedDim("head_dim", p.head_dim, "k_cache", p.k_cache); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckQuantizedDim("v_head_dim", p.v_head_dim, "v_cache", p.v_cache); s != FOVEA_OK) return s;
+  FOVEA_TRY(CheckCacheKind(append));
+  FOVEA_TRY(CheckQuantizedDim("head_dim", p.head_dim, "k_cache", p.k_cache));
+  FOVEA_TRY(CheckQuantizedDim("v_head_dim", p.v_head_dim, "v_cache", p.v_cache));
   if (data == CheckData::kNo) return FOVEA_OK;
-  if (fovea_status s = CheckPlaces(append); s != FOVEA_OK) return s;
+  FOVEA_TRY(CheckPlaces(append));
   // Sequences without new rows are attended to as well.
   const int64_t room = MhaKvLen(p);
   for (int64_t b = 0; p.kv_starts != nullptr && b < p.batch; ++b) {
@@ -1518,8 +1455,8 @@ fovea_status CheckMhaCache(const fovea_mha_params& p, CheckData data) {
 fovea_status MhaAttention(const fovea_mha_params& p, fovea_attention_params* a) {
   if (p.attention == nullptr) {
     fovea_attention_params_init(a, sizeof *a);
-  } else if (fovea_status s = CopyStruct(p.attention, "attention", "fovea_attention_params_init", a); s != FOVEA_OK) {
-    return s;
+  } else {
+    FOVEA_TRY(CopyStruct(p.attention, "attention", "fovea_attention_params_init", a));
   }
   const bool cross = IsPresent(p.x_kv), cache = IsPresent(p.k_cache);
   const char* set = (a->batch | a->num_q_heads | a->num_kv_heads | a->q_len | a->kv_len | a->head_dim | a->v_head_dim) != 0
@@ -1605,10 +1542,10 @@ bool HasPositions(const fovea_rope_params& rope) {
 
 fovea_status CheckMha(const fovea_mha_params* user, CheckData data, fovea_mha_params* p, fovea_rope_params* rope, fovea_rope_params* kv_rope,
                       fovea_attention_params* attention, ViewList* list) {
-  if (fovea_status s = CopyStruct(user, "params", "fovea_mha_params_init", p); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckMhaExtents(p); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckMhaLengths(*p); s != FOVEA_OK) return s;
-  if (fovea_status s = CheckMhaCache(*p, data); s != FOVEA_OK) return s;
+  FOVEA_TRY(CopyStruct(user, "params", "fovea_mha_params_init", p));
+  FOVEA_TRY(CheckMhaExtents(p));
+  FOVEA_TRY(CheckMhaLengths(*p));
+  FOVEA_TRY(CheckMhaCache(*p, data));
   const bool cross = IsPresent(p->x_kv);
   const fovea_kv_append_params append = MhaAppend(*p);  // its lengths are those of new keys without a cache, too
   *rope = *kv_rope = {};
@@ -1618,12 +1555,9 @@ fovea_status CheckMha(const fovea_mha_params* user, CheckData data, fovea_mha_pa
     return Fail(kInvalid, "kv_rope is given: must be NULL without %s", cross ? "rope" : "x_kv");
   }
   if (p->rope != nullptr) {
-    if (fovea_status s = CopyRotation("rope", p->rope, *p, p->num_q_heads, rope); s != FOVEA_OK) return s;
+    FOVEA_TRY(CopyRotation("rope", p->rope, *p, p->num_q_heads, rope));
     const bool own_kv = p->kv_rope != nullptr;
-    if (fovea_status s = CopyRotation(own_kv ? "kv_rope" : "rope", own_kv ? p->kv_rope : p->rope, append, p->num_kv_heads, kv_rope);
-        s != FOVEA_OK) {
-      return s;
-    }
+    FOVEA_TRY(CopyRotation(own_kv ? "kv_rope" : "rope", own_kv ? p->kv_rope : p->rope, append, p->num_kv_heads, kv_rope));
     if (cross && !own_kv) {  // rope's positions are those of q
       kv_rope->position_offset = kv_rope->position_ids_stride = 0;
       kv_rope->position_offsets = kv_rope->position_ids = nullptr;
@@ -1639,12 +1573,10 @@ fovea_status CheckMha(const fovea_mha_params* user, CheckData data, fovea_mha_pa
     }
   }
   Views views(list, 5, data);
-  if (fovea_status s = CheckMhaTensors(p, rope, kv_rope, &views); s != FOVEA_OK) return s;
+  FOVEA_TRY(CheckMhaTensors(p, rope, kv_rope, &views));
   if (data == CheckData::kYes) {
-    if (fovea_status s = views.CheckOutputs(false); s != FOVEA_OK) return s;
-    if (IsPresent(p->k_channel_scale)) {
-      if (fovea_status s = CheckChannelScales(MhaAppend(*p)); s != FOVEA_OK) return s;
-    }
+    FOVEA_TRY(views.CheckOutputs(false));
+    if (IsPresent(p->k_channel_scale)) FOVEA_TRY(CheckChannelScales(MhaAppend(*p)));
   }
   return MhaAttention(*p, attention);
 }
@@ -1659,7 +1591,7 @@ fovea_status CheckMhaPositions(const fovea_mha_params& p, const fovea_rope_param
       kv_names.position_offset = kv_names.position_offsets = "rope: the position of row 0 of x_kv";
     }
   }
-  if (fovea_status s = CheckRowPositions(q_names, nullptr, 0, rope); s != FOVEA_OK) return s;
+  FOVEA_TRY(CheckRowPositions(q_names, nullptr, 0, rope));
   return IsPresent(p.x_kv) ? CheckRowPositions(kv_names, nullptr, 0, kv_rope) : FOVEA_OK;
 }
 
