@@ -155,6 +155,10 @@ bool Overlap(const View& a, const View& b) {
   return sum.Reaches(static_cast<int64_t>(b.end - 1 - a.begin));
 }
 
+bool SameElements(const View& a, const View& b) {
+  return a.begin == b.begin && a.end == b.end && a.element_bytes == b.element_bytes && std::equal(a.stride, a.stride + kDims, b.stride);
+}
+
 // Whether two different indices mean the same element.
 bool OverlapsItself(const View& view) {
   if (view.begin == view.end) return false;
@@ -268,14 +272,17 @@ const char* TakesText(Takes takes) {
   return "";
 }
 
+// kStrided: stride_col is read.
+enum class Columns { kContiguous, kStrided };
+
 struct Expected {
   Name name;
-  Takes takes;
   bool required;
-  bool strided_columns;  // stride_col is read
+  Takes takes;
+  Columns columns;
 };
 
-bool IsPresent(const fovea_tensor& t) { return t.dtype != FOVEA_DTYPE_NONE; }
+bool IsGiven(const fovea_tensor& t) { return t.dtype != FOVEA_DTYPE_NONE; }
 
 // Checks one tensor against its extents, zeroes the strides that no index uses (so that later arithmetic cannot meet an
 // absurd value there), and gives its view.
@@ -304,12 +311,12 @@ fovea_status CheckTensor(const Expected& want, const int64_t (&extent)[kDims], C
     return Fail(kUnsupported, "%s.dtype = %s: this version takes %s", Text(name).text, fovea_dtype_str(t->dtype),
                 TakesText(want.takes));
   }
-  if (!want.strided_columns && t->stride_col != 0 && t->stride_col != 1) {
+  const bool strided_columns = want.columns == Columns::kStrided;
+  if (!strided_columns && t->stride_col != 0 && t->stride_col != 1) {
     return Fail(kInvalid, "%s.stride_col = %" PRId64 ": must be 0 or 1, columns are contiguous", Text(name).text,
                 t->stride_col);
   }
-  const int64_t stride[kDims] = {t->stride_batch, t->stride_head, t->stride_row,
-                                 want.strided_columns ? t->stride_col : 1};
+  const int64_t stride[kDims] = {t->stride_batch, t->stride_head, t->stride_row, strided_columns ? t->stride_col : 1};
   const int64_t element_bytes = DtypeBytes(t->dtype);
   const void* data = check == CheckData::kYes ? t->data : nullptr;
   FOVEA_TRY(MakeView(name, data, element_bytes, extent, stride, view));
@@ -329,6 +336,71 @@ fovea_status CheckTensor(const Expected& want, const int64_t (&extent)[kDims], C
   }
   return FOVEA_OK;
 }
+
+// Lengths of a call's queries or new rows, or of its keys.
+struct Side {
+  const char *lens_name, *cu_name, *len_name, *total_name;
+  const int32_t *lens, *cu;
+  int64_t batch, len, total;
+
+  // Extents of a tensor that has these rows.
+  int64_t Entries() const { return cu != nullptr ? 1 : batch; }
+  int64_t Rows() const { return cu != nullptr ? total : len; }
+};
+template <class Params>
+Side QuerySide(const Params& p) {
+  return {"q_lens", "cu_seqlens_q", "q_len", "total_q", p.q_lens, p.cu_seqlens_q, p.batch, p.q_len, p.total_q};
+}
+template <class Params>
+Side KvSide(const Params& p) {
+  return {"kv_lens", "cu_seqlens_kv", "kv_len", "total_kv", p.kv_lens, p.cu_seqlens_kv, p.batch, p.kv_len, p.total_kv};
+}
+
+// The views of a call's tensors and arrays: outputs first, so that they are held against everything after them.
+class Views {
+ public:
+  Views(ViewList* list, int outputs, CheckData data = CheckData::kYes) : list_(*list), data_(data) {
+    list_.n = 0;
+    list_.outputs = outputs;
+  }
+
+  fovea_status AddTensor(Name name, bool required, const int64_t (&extent)[kDims], fovea_tensor* t,
+                         Takes takes = Takes::kFloats, Columns columns = Columns::kContiguous) {
+    return CheckTensor({name, required, takes, columns}, extent, data_, t, &list_.views[list_.n++]);
+  }
+  // [rows][cols] of 4 bytes, stride apart.
+  fovea_status AddArray(Name name, const void* data, int64_t rows, int64_t stride, int64_t cols) {
+    const int64_t extent[] = {rows, 1, 1, cols}, strides[] = {stride, 0, 0, 1};
+    return MakeView(name, data, 4, extent, strides, &list_.views[list_.n++]);
+  }
+  fovea_status AddArray(Name name, const void* data, int64_t n) { return AddArray(name, data, 1, 0, n); }
+  // An entry for each row of the side; stride: from sequence to sequence.
+  fovea_status AddRowArray(Name name, const int32_t* data, int64_t stride, const Side& side) {
+    return AddArray(name, data, side.Entries(), stride, side.Rows());
+  }
+  // At most one of the two is given.
+  fovea_status AddLengths(const Side& side) {
+    return side.lens != nullptr ? AddArray({side.lens_name}, side.lens, side.batch)
+                                : AddArray({side.cu_name}, side.cu, side.batch + 1);
+  }
+  // in_place: the second view may be exactly the first.
+  fovea_status CheckOutputs(bool in_place = false) const {
+    const View* const views = list_.views;
+    for (int i = 0; i < list_.outputs; ++i) {
+      FOVEA_TRY(CheckDistinct(views[i]));
+      for (int j = i + 1; j < list_.n; ++j) {
+        if (!(in_place && i == 0 && j == 1)) FOVEA_TRY(CheckDisjoint(views[i], views[j]));
+      }
+    }
+    return FOVEA_OK;
+  }
+  const View& operator[](int i) const { return list_.views[i]; }
+  int size() const { return list_.n; }
+
+ private:
+  ViewList& list_;
+  const CheckData data_;
+};
 
 // ---- The structs themselves -----------------------------------------------------------------------------------------
 
@@ -354,7 +426,7 @@ fovea_status CopyStruct(const Struct* user, const char* name, const char* init, 
   return FOVEA_OK;
 }
 
-// ---- Fields of params -----------------------------------------------------------------------------------------------
+// ---- Fields that several calls have ---------------------------------------------------------------------------------
 
 fovea_status CheckPositive(const char* name, int64_t value) {
   if (value > 0) return FOVEA_OK;
@@ -380,6 +452,58 @@ fovea_status CheckCount(const char* names, int64_t a, int64_t b, int64_t c, int6
   return Fail(kInvalid, "%s = %" PRId64 " * %" PRId64 " * %" PRId64 " * %" PRId64 ": must be at most 2^56", names, a, b,
               c, d);
 }
+
+// What kernels count in int32.
+fovea_status CheckExtent(const char* name, int64_t value) {
+  FOVEA_TRY(CheckPositive(name, value));
+  if (value > kMaxLength) return Fail(kUnsupported, "%s = %" PRId64 ": must be below 2^30", name, value);
+  return FOVEA_OK;
+}
+
+bool IsZero(const fovea_tensor& t) {
+  return t.data == nullptr && (t.dtype | t.reserved) == 0 &&
+         (t.stride_batch | t.stride_head | t.stride_row | t.stride_col | t.reserved1 | t.reserved2) == 0;
+}
+
+// lens or cu_seqlens of queries or of keys.
+fovea_status CheckLengths(const Side& side) {
+  if (side.lens != nullptr && side.cu != nullptr) {
+    return Fail(kInvalid, "%s is given: must be NULL where %s is given", side.lens_name, side.cu_name);
+  }
+  if (side.lens != nullptr) {
+    for (int64_t b = 0; b < side.batch; ++b) {
+      if (side.lens[b] < 0 || side.lens[b] > side.len) {
+        return Fail(kInvalid, "%s[%" PRId64 "] = %" PRId32 ": must be in [0, %s = %" PRId64 "]", side.lens_name, b,
+                    side.lens[b], side.len_name, side.len);
+      }
+    }
+  }
+  if (side.cu != nullptr) {
+    if (side.cu[0] != 0) return Fail(kInvalid, "%s[0] = %" PRId32 ": must be 0", side.cu_name, side.cu[0]);
+    for (int64_t b = 0; b < side.batch; ++b) {
+      // Non-negative by induction, so the difference cannot overflow.
+      if (side.cu[b + 1] < side.cu[b] || side.cu[b + 1] - side.cu[b] > kMaxLength) {
+        return Fail(kInvalid, "%s[%" PRId64 "] = %" PRId32 ": must be %s its predecessor, %" PRId32, side.cu_name,
+                    b + 1, side.cu[b + 1], side.cu[b + 1] < side.cu[b] ? "at least" : "less than 2^30 above",
+                    side.cu[b]);
+      }
+    }
+    if (side.cu[side.batch] > side.total) {
+      return Fail(kInvalid, "%s[%" PRId64 "] = %" PRId32 ": must be at most %s = %" PRId64, side.cu_name, side.batch,
+                  side.cu[side.batch], side.total_name, side.total);
+    }
+  }
+  return FOVEA_OK;
+}
+
+// Scales are an int8 tensor's.
+fovea_status CheckScaled(const char* name, const fovea_tensor& scale, const char* of_name, const fovea_tensor& of) {
+  if (!IsGiven(scale) || of.dtype == FOVEA_I8) return FOVEA_OK;
+  return Fail(kInvalid, "%s is given: must be absent where %s.dtype = %s, scales are those of I8", name, of_name,
+              fovea_dtype_str(of.dtype));
+}
+
+// ---- Fields of attention --------------------------------------------------------------------------------------------
 
 fovea_status CheckExtents(fovea_attention_params* p) {
   FOVEA_TRY(CheckPositive("batch", p->batch));
@@ -411,20 +535,11 @@ fovea_status CheckExtents(fovea_attention_params* p) {
   FOVEA_TRY(CheckCount("batch * num_kv_heads * kv_len * head_dim", p->batch, p->num_kv_heads, kv_rows, dim));
   FOVEA_TRY(CheckCount("total_q * num_q_heads * head_dim", p->total_q, p->num_q_heads, dim, 1));
   FOVEA_TRY(CheckCount("total_kv * num_kv_heads * head_dim", p->total_kv, p->num_kv_heads, dim, 1));
-  // The kernels count these in int32.
-  const struct {
-    const char* name;
-    int64_t value;
-  } counted[] = {{"batch", p->batch}, {"num_kv_heads", p->num_kv_heads}, {"head_dim", p->head_dim}, {"v_head_dim", p->v_head_dim}};
-  for (const auto& c : counted) {
-    if (c.value > kMaxLength) return Fail(kUnsupported, "%s = %" PRId64 ": must be below 2^30", c.name, c.value);
-  }
+  FOVEA_TRY(CheckExtent("batch", p->batch));
+  FOVEA_TRY(CheckExtent("num_kv_heads", p->num_kv_heads));
+  FOVEA_TRY(CheckExtent("head_dim", p->head_dim));
+  FOVEA_TRY(CheckExtent("v_head_dim", p->v_head_dim));
   return FOVEA_OK;
-}
-
-bool IsZero(const fovea_tensor& t) {
-  return t.data == nullptr && (t.dtype | t.reserved) == 0 &&
-         (t.stride_batch | t.stride_head | t.stride_row | t.stride_col | t.reserved1 | t.reserved2) == 0;
 }
 
 fovea_status CheckReserved(const fovea_attention_params& p) {
@@ -456,9 +571,9 @@ fovea_status CheckOptions(fovea_attention_params* p) {
   FOVEA_TRY(CheckEnum("q_align", p->q_align, FOVEA_Q_ALIGN_BOTTOM_RIGHT));
   FOVEA_TRY(CheckEnum("mask_align", p->mask_align, FOVEA_MASK_ALIGN_RIGHT));
   FOVEA_TRY(CheckEnum("scores_stage", p->scores_stage, FOVEA_SCORES_PROBABILITIES));
-  if (IsPresent(p->scores) != (p->scores_stage != FOVEA_SCORES_NONE)) {
+  if (IsGiven(p->scores) != (p->scores_stage != FOVEA_SCORES_NONE)) {
     return Fail(kInvalid, "scores_stage = %s: must %s", fovea_scores_stage_str(p->scores_stage),
-                IsPresent(p->scores) ? "say what scores receives" : "be NONE where scores is not given");
+                IsGiven(p->scores) ? "say what scores receives" : "be NONE where scores is not given");
   }
   if (p->q_offset < -kMaxLength || p->q_offset > kMaxLength) {
     return Fail(kInvalid, "q_offset = %" PRId64 ": must be within +-%" PRId64, p->q_offset, kMaxLength);
@@ -485,12 +600,6 @@ fovea_status CheckOptions(fovea_attention_params* p) {
   return FOVEA_OK;
 }
 
-struct Side {
-  const char *lens_name, *cu_name, *len_name, *total_name;
-  const int32_t *lens, *cu;
-  int64_t len, total;
-};
-
 fovea_status CheckPaging(const fovea_attention_params& p) {
   if (p.block_table == nullptr) {
     const std::pair<const char*, int64_t> fields[] = {
@@ -510,37 +619,6 @@ fovea_status CheckPaging(const fovea_attention_params& p) {
   }
   return CheckCount("num_pages * num_kv_heads * page_size * head_dim", p.num_pages, p.num_kv_heads, p.page_size,
                     std::max(p.head_dim, p.v_head_dim));
-}
-
-// lens or cu_seqlens of queries or of keys.
-fovea_status CheckLengths(const Side& side, int64_t batch) {
-  if (side.lens != nullptr && side.cu != nullptr) {
-    return Fail(kInvalid, "%s is given: must be NULL where %s is given", side.lens_name, side.cu_name);
-  }
-  if (side.lens != nullptr) {
-    for (int64_t b = 0; b < batch; ++b) {
-      if (side.lens[b] < 0 || side.lens[b] > side.len) {
-        return Fail(kInvalid, "%s[%" PRId64 "] = %" PRId32 ": must be in [0, %s = %" PRId64 "]", side.lens_name, b,
-                    side.lens[b], side.len_name, side.len);
-      }
-    }
-  }
-  if (side.cu != nullptr) {
-    if (side.cu[0] != 0) return Fail(kInvalid, "%s[0] = %" PRId32 ": must be 0", side.cu_name, side.cu[0]);
-    for (int64_t b = 0; b < batch; ++b) {
-      // Non-negative by induction, so the difference cannot overflow.
-      if (side.cu[b + 1] < side.cu[b] || side.cu[b + 1] - side.cu[b] > kMaxLength) {
-        return Fail(kInvalid, "%s[%" PRId64 "] = %" PRId32 ": must be %s its predecessor, %" PRId32, side.cu_name,
-                    b + 1, side.cu[b + 1], side.cu[b + 1] < side.cu[b] ? "at least" : "less than 2^30 above",
-                    side.cu[b]);
-      }
-    }
-    if (side.cu[batch] > side.total) {
-      return Fail(kInvalid, "%s[%" PRId64 "] = %" PRId32 ": must be at most %s = %" PRId64, side.cu_name, batch,
-                  side.cu[batch], side.total_name, side.total);
-    }
-  }
-  return FOVEA_OK;
 }
 
 // What mask and bias, and arrays of rows per sequence, must hold over all sequences.
@@ -569,17 +647,18 @@ int64_t TableColumns(const fovea_attention_params& p, int64_t kv_len) {
 
 // Positions of one side: their array's stride, and the values, which may be negative only down to `least`.
 struct PositionSide {
-  const char *name, *stride_name, *cu_name;
-  const int32_t *data, *cu;
-  int64_t stride, least;
+  const char *name, *stride_name;
+  const int32_t* data;
+  int64_t stride, least, longest;
+  const Side& rows;
 };
-fovea_status CheckPositions(const fovea_attention_params& p, const PositionSide& side, int64_t longest) {
-  if (side.stride != 0 && (side.data == nullptr || side.cu != nullptr)) {
+fovea_status CheckPositions(const fovea_attention_params& p, const PositionSide& side) {
+  if (side.stride != 0 && (side.data == nullptr || side.rows.cu != nullptr)) {
     return Fail(kInvalid, "%s = %" PRId64 ": must be 0 %s %s", side.stride_name, side.stride,
-                side.data == nullptr ? "without" : "with", side.data == nullptr ? side.name : side.cu_name);
+                side.data == nullptr ? "without" : "with", side.data == nullptr ? side.name : side.rows.cu_name);
   }
   if (side.data == nullptr) return FOVEA_OK;
-  FOVEA_TRY(CheckArrayStride(side.stride_name, side.stride, p.batch, longest, "rows"));
+  FOVEA_TRY(CheckArrayStride(side.stride_name, side.stride, p.batch, side.longest, "rows"));
   const bool queries = side.data == p.q_positions;
   for (int64_t b = 0; b < p.batch; ++b) {
     const int32_t* values = queries ? QPositions(p, b) : KvPositions(p, b);
@@ -600,10 +679,9 @@ fovea_status CheckPositions(const fovea_attention_params& p, const PositionSide&
 
 // Every sequence's lengths, positions and mask rows. Where no array tells sequences apart, one stands for all.
 fovea_status CheckSequences(const fovea_attention_params& p, Needed* needed) {
-  const Side q = {"q_lens", "cu_seqlens_q", "q_len", "total_q", p.q_lens, p.cu_seqlens_q, p.q_len, p.total_q};
-  const Side kv = {"kv_lens", "cu_seqlens_kv", "kv_len", "total_kv", p.kv_lens, p.cu_seqlens_kv, p.kv_len, p.total_kv};
-  FOVEA_TRY(CheckLengths(q, p.batch));
-  FOVEA_TRY(CheckLengths(kv, p.batch));
+  const Side q = QuerySide(p), kv = KvSide(p);
+  FOVEA_TRY(CheckLengths(q));
+  FOVEA_TRY(CheckLengths(kv));
   const bool differ = q.lens != nullptr || q.cu != nullptr || kv.lens != nullptr || kv.cu != nullptr ||
                       p.q_offsets != nullptr || p.mask_offsets != nullptr;
   int64_t mask_rows = 0, longest_q = 0, longest_kv = 0;
@@ -617,7 +695,7 @@ fovea_status CheckSequences(const fovea_attention_params& p, Needed* needed) {
       return Fail(kInvalid, "mask_offsets[%" PRId64 "] = %" PRId64 ": must be at least 0", b, mask_offset);
     }
     const int64_t kv_len = KvLen(p, b), q_len = QLen(p, b);
-    if (kv.cu != nullptr && IsPresent(p.scores) && kv_len > p.kv_len) {
+    if (kv.cu != nullptr && IsGiven(p.scores) && kv_len > p.kv_len) {
       return Fail(kInvalid,
                   "kv_len = %" PRId64 ": must be at least %" PRId64 ", the keys of sequence %" PRId64
                   ", where scores is given",
@@ -641,20 +719,14 @@ fovea_status CheckSequences(const fovea_attention_params& p, Needed* needed) {
   needed->longest_q = longest_q;
   needed->longest_kv = longest_kv;
   if (p.block_table != nullptr) {
-    FOVEA_TRY(CheckArrayStride("block_table_stride", p.block_table_stride, p.batch, TableColumns(p, longest_kv), "pages"));
+    const int64_t columns = TableColumns(p, longest_kv);
+    FOVEA_TRY(CheckArrayStride("block_table_stride", p.block_table_stride, p.batch, columns, "pages"));
   }
   constexpr int64_t kAny = std::numeric_limits<int32_t>::min();
-  const PositionSide q_side = {"q_positions",  "q_positions_stride", "cu_seqlens_q", p.q_positions,
-                               p.cu_seqlens_q, p.q_positions_stride, -kMaxLength};
-  const PositionSide kv_side = {"kv_positions",
-                                "kv_positions_stride",
-                                "cu_seqlens_kv",
-                                p.kv_positions,
-                                p.cu_seqlens_kv,
-                                p.kv_positions_stride,
-                                kAny};
-  FOVEA_TRY(CheckPositions(p, q_side, longest_q));
-  return CheckPositions(p, kv_side, longest_kv);
+  FOVEA_TRY(CheckPositions(
+      p, {"q_positions", "q_positions_stride", p.q_positions, p.q_positions_stride, -kMaxLength, longest_q, q}));
+  return CheckPositions(
+      p, {"kv_positions", "kv_positions_stride", p.kv_positions, p.kv_positions_stride, kAny, longest_kv, kv});
 }
 
 fovea_status CheckSlopes(const fovea_attention_params& p) {
@@ -670,102 +742,59 @@ fovea_status CheckSlopes(const fovea_attention_params& p) {
   return FOVEA_OK;
 }
 
-// Scales are an int8 tensor's.
-fovea_status CheckScaled(const char* name, const fovea_tensor& scale, const char* of_name, const fovea_tensor& of) {
-  if (!IsPresent(scale) || of.dtype == FOVEA_I8) return FOVEA_OK;
-  return Fail(kInvalid, "%s is given: must be absent where %s.dtype = %s, scales are those of I8", name, of_name,
-              fovea_dtype_str(of.dtype));
-}
-
 // layer: the views of the layer around the attention, or NULL.
-fovea_status CheckTensors(CheckData check, const Needed& needed, const ViewList* layer, fovea_attention_params* p) {
-  const int64_t q_batch = p->cu_seqlens_q != nullptr ? 1 : p->batch;
-  const int64_t q_rows = p->cu_seqlens_q != nullptr ? p->total_q : p->q_len;
+fovea_status CheckTensors(CheckData data, const Needed& needed, const ViewList* layer, fovea_attention_params* p) {
+  const Side q = QuerySide(*p), kv = KvSide(*p);
   const bool paged = p->block_table != nullptr;
-  const int64_t kv_batch = paged ? p->num_pages : p->cu_seqlens_kv != nullptr ? 1 : p->batch;
-  const int64_t kv_rows = paged ? p->page_size : p->cu_seqlens_kv != nullptr ? p->total_kv : p->kv_len;
-  const int64_t q_extent[] = {q_batch, p->num_q_heads, q_rows, p->head_dim};
-  const int64_t k_extent[] = {kv_batch, p->num_kv_heads, kv_rows, p->head_dim};
-  const int64_t v_extent[] = {kv_batch, p->num_kv_heads, kv_rows, p->v_head_dim};
-  const int64_t out_extent[] = {q_batch, p->num_q_heads, q_rows, p->v_head_dim};
-  const int64_t lse_extent[] = {q_batch, p->num_q_heads, q_rows, 1};
-  const int64_t scores_extent[] = {q_batch, p->num_q_heads, q_rows, p->kv_len};
-  const int64_t mask_extent[] = {p->batch, p->num_q_heads, needed.mask_rows, needed.mask_cols};
-  const int64_t scale_extent[] = {kv_batch, p->num_kv_heads, kv_rows, 1};
-  const int64_t channel_extent[] = {p->batch, p->num_kv_heads, 1, p->head_dim};
-  const struct {
-    Expected want;
-    const int64_t (&extent)[kDims];
-    fovea_tensor* tensor;
-  } tensors[] = {
-      {{{"out"}, Takes::kFloats, true, false}, out_extent, &p->out},
-      {{{"lse"}, Takes::kF32, false, false}, lse_extent, &p->lse},
-      {{{"scores"}, Takes::kF32, false, true}, scores_extent, &p->scores},
-      {{{"q"}, Takes::kFloats, true, false}, q_extent, &p->q},
-      {{{"k"}, Takes::kFloatsOrI8, true, false}, k_extent, &p->k},
-      {{{"v"}, Takes::kFloatsOrI8, true, false}, v_extent, &p->v},
-      {{{"k_scale"}, Takes::kF32, false, false}, scale_extent, &p->k_scale},
-      {{{"v_scale"}, Takes::kF32, false, false}, scale_extent, &p->v_scale},
-      {{{"k_channel_scale"}, Takes::kF32, false, false}, channel_extent, &p->k_channel_scale},
-      {{{"mask"}, Takes::kU8, false, true}, mask_extent, &p->mask},
-      {{{"bias"}, Takes::kFloats, false, true}, mask_extent, &p->bias},
-  };
+  const int64_t q_heads = p->num_q_heads, q_entries = q.Entries(), q_rows = q.Rows(), kv_heads = p->num_kv_heads;
+  const int64_t kv_entries = paged ? p->num_pages : kv.Entries(), kv_rows = paged ? p->page_size : kv.Rows();
+  const int64_t scale_extent[] = {kv_entries, kv_heads, kv_rows, 1};
+  const int64_t channel_extent[] = {p->batch, kv_heads, 1, p->head_dim};
+  const int64_t mask_extent[] = {p->batch, q_heads, needed.mask_rows, needed.mask_cols};
   constexpr int kOutputs = 3, kOptions = 9;  // out, lse, scores; q, k, v and their scales; then options
-  View views[sizeof tensors / sizeof tensors[0] + 9];  // and arrays, below
-  int n = 0;
-  for (const auto& t : tensors) {
-    FOVEA_TRY(CheckTensor(t.want, t.extent, check, t.tensor, &views[n++]));
-  }
+  ViewList list;
+  Views views(&list, kOutputs, data);
+  FOVEA_TRY(views.AddTensor({"out"}, true, {q_entries, q_heads, q_rows, p->v_head_dim}, &p->out));
+  FOVEA_TRY(views.AddTensor({"lse"}, false, {q_entries, q_heads, q_rows, 1}, &p->lse, Takes::kF32));
+  const int64_t scores_extent[] = {q_entries, q_heads, q_rows, p->kv_len};
+  FOVEA_TRY(views.AddTensor({"scores"}, false, scores_extent, &p->scores, Takes::kF32, Columns::kStrided));
+  FOVEA_TRY(views.AddTensor({"q"}, true, {q_entries, q_heads, q_rows, p->head_dim}, &p->q));
+  FOVEA_TRY(views.AddTensor({"k"}, true, {kv_entries, kv_heads, kv_rows, p->head_dim}, &p->k, Takes::kFloatsOrI8));
+  FOVEA_TRY(views.AddTensor({"v"}, true, {kv_entries, kv_heads, kv_rows, p->v_head_dim}, &p->v, Takes::kFloatsOrI8));
+  FOVEA_TRY(views.AddTensor({"k_scale"}, false, scale_extent, &p->k_scale, Takes::kF32));
+  FOVEA_TRY(views.AddTensor({"v_scale"}, false, scale_extent, &p->v_scale, Takes::kF32));
+  FOVEA_TRY(views.AddTensor({"k_channel_scale"}, false, channel_extent, &p->k_channel_scale, Takes::kF32));
+  FOVEA_TRY(views.AddTensor({"mask"}, false, mask_extent, &p->mask, Takes::kU8, Columns::kStrided));
+  FOVEA_TRY(views.AddTensor({"bias"}, false, mask_extent, &p->bias, Takes::kFloats, Columns::kStrided));
   FOVEA_TRY(CheckScaled("k_scale", p->k_scale, "k", p->k));
   FOVEA_TRY(CheckScaled("v_scale", p->v_scale, "v", p->v));
   FOVEA_TRY(CheckScaled("k_channel_scale", p->k_channel_scale, "k", p->k));
-  // q_lens and cu_seqlens_q exclude each other, as do kv_lens and cu_seqlens_kv.
-  const struct {
-    const char* name;
-    const void* data;
-    int64_t rows, stride, cols;
-  } arrays[] = {
-      {"alibi_slopes", p->alibi_slopes, p->batch, p->alibi_stride_batch, p->num_q_heads},
-      {"sinks", p->sinks, 1, 0, p->num_q_heads},
-      {"q_offsets", p->q_offsets, 1, 0, p->batch},
-      {"mask_offsets", p->mask_offsets, 1, 0, p->batch},
-      {p->q_lens != nullptr ? "q_lens" : "cu_seqlens_q", p->q_lens != nullptr ? p->q_lens : p->cu_seqlens_q, 1, 0,
-       p->q_lens != nullptr ? p->batch : p->batch + 1},
-      {p->kv_lens != nullptr ? "kv_lens" : "cu_seqlens_kv", p->kv_lens != nullptr ? p->kv_lens : p->cu_seqlens_kv, 1, 0,
-       p->kv_lens != nullptr ? p->batch : p->batch + 1},
-      {"block_table", p->block_table, p->batch, p->block_table_stride, paged ? TableColumns(*p, needed.longest_kv) : 0},
-      {"q_positions", p->q_positions, q_batch, p->q_positions_stride,
-       p->cu_seqlens_q != nullptr ? p->total_q : needed.longest_q},
-      {"kv_positions", p->kv_positions, p->cu_seqlens_kv != nullptr ? 1 : p->batch, p->kv_positions_stride,
-       p->cu_seqlens_kv != nullptr ? p->total_kv : needed.longest_kv},
-  };
-  static_assert(sizeof arrays / sizeof arrays[0] == 9, "views");
-  for (const auto& a : arrays) {
-    if (a.data == nullptr) continue;
-    const int64_t extent[] = {a.rows, 1, 1, a.cols}, stride[] = {a.stride, 0, 0, 1};
-    FOVEA_TRY(MakeView({a.name}, a.data, 4, extent, stride, &views[n++]));
-  }
-  if (check == CheckData::kNo) return FOVEA_OK;
-  // out, q, k, v and scales are the layer's own. Its outputs are held against lse, scores and all options; its inputs against lse and scores.
+  FOVEA_TRY(views.AddArray({"alibi_slopes"}, p->alibi_slopes, p->batch, p->alibi_stride_batch, q_heads));
+  FOVEA_TRY(views.AddArray({"sinks"}, p->sinks, q_heads));
+  FOVEA_TRY(views.AddArray({"q_offsets"}, p->q_offsets, p->batch));
+  FOVEA_TRY(views.AddArray({"mask_offsets"}, p->mask_offsets, p->batch));
+  FOVEA_TRY(views.AddLengths(q));
+  FOVEA_TRY(views.AddLengths(kv));
+  const int64_t table_columns = paged ? TableColumns(*p, needed.longest_kv) : 0;
+  FOVEA_TRY(views.AddArray({"block_table"}, p->block_table, p->batch, p->block_table_stride, table_columns));
+  // Of padded sides only the longest sequence's rows are read.
+  const int64_t q_read = q.cu != nullptr ? q.total : needed.longest_q;
+  const int64_t kv_read = kv.cu != nullptr ? kv.total : needed.longest_kv;
+  FOVEA_TRY(views.AddArray({"q_positions"}, p->q_positions, q_entries, p->q_positions_stride, q_read));
+  FOVEA_TRY(views.AddArray({"kv_positions"}, p->kv_positions, kv.Entries(), p->kv_positions_stride, kv_read));
+  if (data == CheckData::kNo) return FOVEA_OK;
+  // out, q, k, v and scales are the layer's own. Its outputs are held against lse, scores and all options; its inputs
+  // against lse and scores.
   for (int i = 0; layer != nullptr && i < layer->n; ++i) {
     const bool output = i < layer->outputs;
-    for (int j = 1; j < (output ? n : kOutputs); ++j) {
+    for (int j = 1; j < (output ? views.size() : kOutputs); ++j) {
       if (j >= kOutputs && j < kOptions) continue;
       const View &of_layer = layer->views[i], &option = views[j];
       FOVEA_TRY(output ? CheckDisjoint(of_layer, option) : CheckDisjoint(option, of_layer));
     }
   }
-  for (int i = 0; i < kOutputs; ++i) {
-    FOVEA_TRY(CheckDistinct(views[i]));
-    for (int j = i + 1; j < n; ++j) {
-      FOVEA_TRY(CheckDisjoint(views[i], views[j]));
-    }
-  }
+  FOVEA_TRY(views.CheckOutputs());
   return p->alibi_slopes != nullptr ? CheckSlopes(*p) : FOVEA_OK;
-}
-
-bool SameElements(const View& a, const View& b) {
-  return a.begin == b.begin && a.end == b.end && a.element_bytes == b.element_bytes && std::equal(a.stride, a.stride + kDims, b.stride);
 }
 
 fovea_status CheckFields(CheckData data, const ViewList* layer, fovea_attention_params* p) {
@@ -818,7 +847,7 @@ fovea_status CheckMerge(int32_t n, const fovea_tensor* outs, const fovea_tensor*
   const int64_t out_extent[] = {batch, num_heads, rows, v_head_dim}, lse_extent[] = {batch, num_heads, rows, 1};
   const auto check = [](Name name, Takes takes, const int64_t(&extent)[kDims], const fovea_tensor& tensor, View* view) {
     fovea_tensor t = tensor;
-    return CheckTensor({name, takes, true, false}, extent, CheckData::kYes, &t, view);
+    return CheckTensor({name, true, takes, Columns::kContiguous}, extent, CheckData::kYes, &t, view);
   };
   View out_view, lse_view = {};  // an lse that is not given overlaps nothing
   FOVEA_TRY(check({"out"}, Takes::kFloats, out_extent, *out, &out_view));
@@ -845,64 +874,19 @@ fovea_status CheckMerge(int32_t n, const fovea_tensor* outs, const fovea_tensor*
 
 namespace {
 
-// The views of a call's tensors and arrays: outputs first, so that they are held against everything after them.
-class Views {
- public:
-  explicit Views(ViewList* list, int outputs, CheckData data = CheckData::kYes) : list_(*list), data_(data) {
-    list_.n = 0;
-    list_.outputs = outputs;
-  }
-
-  fovea_status AddTensor(Name name, bool required, const int64_t (&extent)[kDims], fovea_tensor* t,
-                         Takes takes = Takes::kFloats) {
-    return CheckTensor({name, takes, required, false}, extent, data_, t, &list_.views[list_.n++]);
-  }
-  // int32 [rows][cols], stride apart.
-  fovea_status AddArray(Name name, const int32_t* data, int64_t rows, int64_t stride, int64_t cols) {
-    const int64_t extent[] = {rows, 1, 1, cols}, strides[] = {stride, 0, 0, 1};
-    return MakeView(name, data, 4, extent, strides, &list_.views[list_.n++]);
-  }
-  // q_lens or cu_seqlens_q.
-  template <class Params>
-  fovea_status AddLengths(const Params& p) {
-    return p.q_lens != nullptr ? AddArray({"q_lens"}, p.q_lens, 1, 0, p.batch)
-                               : AddArray({"cu_seqlens_q"}, p.cu_seqlens_q, 1, 0, p.batch + 1);
-  }
-  // in_place: the second view may be exactly the first.
-  fovea_status CheckOutputs(bool in_place) const {
-    const View* const views = list_.views;
-    for (int i = 0; i < list_.outputs; ++i) {
-      FOVEA_TRY(CheckDistinct(views[i]));
-      for (int j = i + 1; j < list_.n; ++j) {
-        if (in_place && i == 0 && j == 1) continue;
-        FOVEA_TRY(CheckDisjoint(views[i], views[j]));
-      }
-    }
-    return FOVEA_OK;
-  }
-  const View& operator[](int i) const { return list_.views[i]; }
-
- private:
-  ViewList& list_;
-  const CheckData data_;
-};
-
 // Fields of a fovea_rope_params, by their full names where it is part of another struct.
 struct RopeNames {
   const char *rotary_dim, *num_positions, *table_batch, *interleaved, *reserved, *cos, *sin;
   const char *position_offset, *position_offsets, *position_ids, *position_ids_stride;
 };
-constexpr RopeNames kRopeNames = {
-    "rotary_dim", "num_positions",   "table_batch",      "interleaved",  "reserved",           "cos",
-    "sin",        "position_offset", "position_offsets", "position_ids", "position_ids_stride"};
-constexpr RopeNames kPartRopeNames = {"rope.rotary_dim",   "rope.num_positions",      "rope.table_batch",
-                                      "rope.interleaved",  "rope.reserved",           "rope.cos",
-                                      "rope.sin",          "rope.position_offset",    "rope.position_offsets",
-                                      "rope.position_ids", "rope.position_ids_stride"};
-constexpr RopeNames kKvRopeNames = {"kv_rope.rotary_dim",   "kv_rope.num_positions",      "kv_rope.table_batch",
-                                    "kv_rope.interleaved",  "kv_rope.reserved",           "kv_rope.cos",
-                                    "kv_rope.sin",          "kv_rope.position_offset",    "kv_rope.position_offsets",
-                                    "kv_rope.position_ids", "kv_rope.position_ids_stride"};
+#define FOVEA_ROPE_NAMES(prefix)                                                                                   \
+  {prefix "rotary_dim", prefix "num_positions", prefix "table_batch", prefix "interleaved", prefix "reserved",     \
+   prefix "cos", prefix "sin", prefix "position_offset", prefix "position_offsets", prefix "position_ids",         \
+   prefix "position_ids_stride"}
+constexpr RopeNames kRopeNames = FOVEA_ROPE_NAMES("");
+constexpr RopeNames kPartRopeNames = FOVEA_ROPE_NAMES("rope.");
+constexpr RopeNames kKvRopeNames = FOVEA_ROPE_NAMES("kv_rope.");
+#undef FOVEA_ROPE_NAMES
 
 // Lengths of new rows; the same fields in every struct that has them.
 template <class Params>
@@ -917,18 +901,18 @@ fovea_status CheckNewRows(const Params& p, const char* heads_name, int64_t heads
   }
   FOVEA_TRY(CheckCount("batch * heads * q_len * head_dim", p.batch, heads, std::max<int64_t>(p.q_len, 1), dim));
   FOVEA_TRY(CheckCount("total_q * heads * head_dim", p.total_q, heads, dim, 1));
-  return CheckLengths({"q_lens", "cu_seqlens_q", "q_len", "total_q", p.q_lens, p.cu_seqlens_q, p.q_len, p.total_q},
-                      p.batch);
+  return CheckLengths(QuerySide(p));
 }
 
-// [rows][cols] int32 of which sequence b's new rows have an entry each.
-template <class Params>
-fovea_status CheckRowArray(const char* stride_name, int64_t stride, bool may_share, const Params& p) {
-  if (p.cu_seqlens_q != nullptr || stride >= p.q_len || (stride == 0 && (may_share || p.batch == 1))) {
-    int64_t span;
-    if (p.cu_seqlens_q != nullptr || !__builtin_mul_overflow(p.batch, stride, &span)) return FOVEA_OK;
+// The stride of an array of which each new row has an entry.
+fovea_status CheckRowStride(const char* name, int64_t stride, bool may_share, const Side& rows) {
+  if (rows.cu != nullptr) return FOVEA_OK;
+  int64_t span;
+  if ((stride >= rows.len || (stride == 0 && (may_share || rows.batch == 1))) &&
+      !__builtin_mul_overflow(rows.batch, stride, &span)) {
+    return FOVEA_OK;
   }
-  return Fail(kInvalid, "%s = %" PRId64 ": must be at least q_len = %" PRId64 "%s", stride_name, stride, p.q_len,
+  return Fail(kInvalid, "%s = %" PRId64 ": must be at least q_len = %" PRId64 "%s", name, stride, rows.len,
               may_share ? ", or 0 for one row of all sequences" : "");
 }
 
@@ -954,7 +938,9 @@ fovea_status CheckRotation(const RopeNames& names, fovea_rope_params* p, Views* 
     return Fail(kInvalid, "%s = %" PRId64 ": must be 0 where %s is given", names.position_offset, p->position_offset,
                 p->position_ids != nullptr ? names.position_ids : names.position_offsets);
   }
-  if (p->position_ids != nullptr) FOVEA_TRY(CheckRowArray(names.position_ids_stride, p->position_ids_stride, true, *p));
+  if (p->position_ids != nullptr) {
+    FOVEA_TRY(CheckRowStride(names.position_ids_stride, p->position_ids_stride, true, QuerySide(*p)));
+  }
   const int64_t extent[] = {p->table_batch, 1, p->num_positions, p->rotary_dim / 2};
   FOVEA_TRY(views->AddTensor({names.cos}, true, extent, &p->cos));
   return views->AddTensor({names.sin}, true, extent, &p->sin);
@@ -995,27 +981,26 @@ fovea_status CheckRowPositions(const RopeNames& names, const int32_t* skips, int
   return FOVEA_OK;
 }
 
-// The lengths of p's new rows.
-template <class Params>
-void TakeLengths(const Params& p, int64_t num_heads, fovea_rope_params* rope) {
-  rope->batch = p.batch;
+// The lengths of new rows, and their heads.
+void TakeLengths(const Side& rows, int64_t num_heads, int64_t head_dim, fovea_rope_params* rope) {
+  rope->batch = rows.batch;
   rope->num_heads = num_heads;
-  rope->q_len = p.q_len;
-  rope->head_dim = p.head_dim;
-  rope->q_lens = p.q_lens;
-  rope->cu_seqlens_q = p.cu_seqlens_q;
-  rope->total_q = p.total_q;
+  rope->q_len = rows.len;
+  rope->head_dim = head_dim;
+  rope->q_lens = rows.lens;
+  rope->cu_seqlens_q = rows.cu;
+  rope->total_q = rows.total;
 }
 
 // A rotation that is part of another struct, whose lengths it takes.
-template <class Params>
-fovea_status CopyRotation(const char* name, const fovea_rope_params* user, const Params& p, int64_t num_heads, fovea_rope_params* rope) {
+fovea_status CopyRotation(const char* name, const fovea_rope_params* user, const Side& rows, int64_t num_heads,
+                          int64_t head_dim, fovea_rope_params* rope) {
   FOVEA_TRY(CopyStruct(user, name, "fovea_rope_params_init", rope));
   if ((rope->batch | rope->num_heads | rope->q_len | rope->head_dim | rope->total_q) != 0 || rope->q_lens != nullptr ||
       rope->cu_seqlens_q != nullptr || !IsZero(rope->x) || !IsZero(rope->out)) {
     return Fail(kInvalid, "%s: its batch, num_heads, q_len, head_dim, x, out, q_lens, cu_seqlens_q and total_q must be 0", name);
   }
-  TakeLengths(p, num_heads, rope);
+  TakeLengths(rows, num_heads, head_dim, rope);
   return FOVEA_OK;
 }
 
@@ -1113,7 +1098,9 @@ fovea_status CheckCacheKind(const fovea_kv_append_params& p) {
   FOVEA_TRY(CheckLength("page_size", p.page_size));
   FOVEA_TRY(CheckLength("block_table_stride", p.block_table_stride));
   if (paged) FOVEA_TRY(CheckPositive("page_size", p.page_size));
-  if (p.slot_mapping != nullptr) FOVEA_TRY(CheckRowArray("slot_mapping_stride", p.slot_mapping_stride, false, p));
+  if (p.slot_mapping != nullptr) {
+    FOVEA_TRY(CheckRowStride("slot_mapping_stride", p.slot_mapping_stride, false, QuerySide(p)));
+  }
   return CheckCount(paged ? "num_pages * num_kv_heads * page_size * head_dim" : "batch * num_kv_heads * capacity * head_dim",
                     paged ? p.num_pages : p.batch, p.num_kv_heads, paged ? p.page_size : p.capacity, std::max(p.head_dim, p.v_head_dim));
 }
@@ -1123,18 +1110,17 @@ fovea_status CheckCacheKind(const fovea_kv_append_params& p) {
 fovea_status CheckRope(const fovea_rope_params* user, fovea_rope_params* p) {
   FOVEA_TRY(CopyStruct(user, "params", "fovea_rope_params_init", p));
   FOVEA_TRY(CheckNewRows(*p, "num_heads", p->num_heads, p->head_dim));
-  const bool packed = p->cu_seqlens_q != nullptr;
-  const int64_t extent[] = {packed ? 1 : p->batch, p->num_heads, packed ? p->total_q : p->q_len, p->head_dim};
+  const Side q = QuerySide(*p);
+  const int64_t extent[] = {q.Entries(), p->num_heads, q.Rows(), p->head_dim};
   ViewList list;
   Views views(&list, 1);
   FOVEA_TRY(views.AddTensor({"out"}, true, extent, &p->out));
   FOVEA_TRY(views.AddTensor({"x"}, true, extent, &p->x));
   FOVEA_TRY(CheckRotation(kRopeNames, p, &views));
   FOVEA_TRY(CheckRowPositions(kRopeNames, nullptr, 0, *p));
-  const int64_t offsets = p->position_offsets != nullptr ? p->batch : 0;
-  FOVEA_TRY(views.AddArray({"position_offsets"}, p->position_offsets, 1, 0, offsets));
-  FOVEA_TRY(views.AddLengths(*p));
-  FOVEA_TRY(views.AddArray({"position_ids"}, p->position_ids, packed ? 1 : p->batch, p->position_ids_stride, packed ? p->total_q : p->q_len));
+  FOVEA_TRY(views.AddArray({"position_offsets"}, p->position_offsets, p->batch));
+  FOVEA_TRY(views.AddLengths(q));
+  FOVEA_TRY(views.AddRowArray({"position_ids"}, p->position_ids, p->position_ids_stride, q));
   return views.CheckOutputs(p->x.dtype == p->out.dtype && SameElements(views[0], views[1]));
 }
 
@@ -1183,7 +1169,7 @@ fovea_status CheckRopeTables(const fovea_rope_tables_params* user, fovea_rope_ta
   Views views(&list, 2);
   FOVEA_TRY(views.AddTensor({"cos"}, true, extent, &p->cos));
   FOVEA_TRY(views.AddTensor({"sin"}, true, extent, &p->sin));
-  return views.CheckOutputs(false);
+  return views.CheckOutputs();
 }
 
 fovea_status CheckKvAppend(const fovea_kv_append_params* user, fovea_kv_append_params* p, fovea_rope_params* rope) {
@@ -1193,9 +1179,10 @@ fovea_status CheckKvAppend(const fovea_kv_append_params* user, fovea_kv_append_p
   const int64_t dim = std::max(p->head_dim, p->v_head_dim);
   FOVEA_TRY(CheckNewRows(*p, "num_kv_heads", p->num_kv_heads, dim));
   FOVEA_TRY(CheckCacheKind(*p));
-  const bool packed = p->cu_seqlens_q != nullptr, paged = p->block_table != nullptr || p->slot_mapping != nullptr;
+  const Side q = QuerySide(*p);
+  const bool paged = p->block_table != nullptr || p->slot_mapping != nullptr;
   const int64_t entries = paged ? p->num_pages : p->batch, rows = paged ? p->page_size : p->capacity;
-  if (!IsPresent(p->k_new) && !IsPresent(p->v_new))
+  if (!IsGiven(p->k_new) && !IsGiven(p->v_new))
     return Fail(kInvalid, "k_new and v_new: at least one must be given");
   const struct {
     Name new_name, cache_name, scale_name;
@@ -1208,10 +1195,10 @@ fovea_status CheckKvAppend(const fovea_kv_append_params* user, fovea_kv_append_p
   Views views(&list, 4);
   for (const auto& side : sides) {
     const int64_t extent[] = {entries, p->num_kv_heads, rows, side.dim};
-    if (!IsPresent(*side.fresh) && IsPresent(*side.cache)) {
+    if (!IsGiven(*side.fresh) && IsGiven(*side.cache)) {
       return Fail(kInvalid, "%s is given: must be absent where %s is", side.cache_name.base, side.new_name.base);
     }
-    FOVEA_TRY(views.AddTensor(side.cache_name, IsPresent(*side.fresh), extent, side.cache, Takes::kFloatsOrI8));
+    FOVEA_TRY(views.AddTensor(side.cache_name, IsGiven(*side.fresh), extent, side.cache, Takes::kFloatsOrI8));
     const bool quantized = side.cache->dtype == FOVEA_I8;
     const int64_t scale_extent[] = {entries, p->num_kv_heads, rows, 1};
     FOVEA_TRY(views.AddTensor(side.scale_name, quantized, scale_extent, side.scale, Takes::kF32));
@@ -1219,66 +1206,48 @@ fovea_status CheckKvAppend(const fovea_kv_append_params* user, fovea_kv_append_p
     FOVEA_TRY(CheckQuantizedDim(side.dim_name, side.dim, side.cache_name.base, *side.cache));
   }
   for (const auto& side : sides) {
-    const int64_t extent[] = {packed ? 1 : p->batch, p->num_kv_heads, packed ? p->total_q : p->q_len, side.dim};
+    const int64_t extent[] = {q.Entries(), p->num_kv_heads, q.Rows(), side.dim};
     FOVEA_TRY(views.AddTensor(side.new_name, false, extent, side.fresh));
   }
   const int64_t channel_extent[] = {p->batch, p->num_kv_heads, 1, p->head_dim};
   FOVEA_TRY(views.AddTensor({"k_channel_scale"}, false, channel_extent, &p->k_channel_scale, Takes::kF32));
   FOVEA_TRY(CheckScaled("k_channel_scale", p->k_channel_scale, "k_cache", p->k_cache));
-  if (IsPresent(p->k_channel_scale)) FOVEA_TRY(CheckChannelScales(*p));
+  if (IsGiven(p->k_channel_scale)) FOVEA_TRY(CheckChannelScales(*p));
   FOVEA_TRY(CheckPlaces(*p));
-  if (p->rope != nullptr) {
-    FOVEA_TRY(CopyRotation("rope", p->rope, *p, p->num_kv_heads, rope));
-    if (!IsPresent(p->k_new)) return Fail(kInvalid, "rope is given: must be NULL where k_new is absent");
+  if (p->rope == nullptr) {
+    *rope = {};
+  } else {
+    FOVEA_TRY(CopyRotation("rope", p->rope, q, p->num_kv_heads, p->head_dim, rope));
+    if (!IsGiven(p->k_new)) return Fail(kInvalid, "rope is given: must be NULL where k_new is absent");
     FOVEA_TRY(CheckRotation(kPartRopeNames, rope, &views));
     FOVEA_TRY(CheckRowPositions(kPartRopeNames, p->slot_mapping, p->slot_mapping_stride, *rope));
     p->rope = rope;
   }
-  const int64_t row_cols = packed ? p->total_q : p->q_len, row_rows = packed ? 1 : p->batch;
-  const struct {
-    const char* name;
-    const int32_t* data;
-    int64_t rows, stride, cols;
-  } arrays[] = {{"kv_starts", p->kv_starts, 1, 0, p->batch},
-                {"block_table", p->block_table, p->batch, p->block_table_stride, p->block_table_stride},
-                {"slot_mapping", p->slot_mapping, row_rows, p->slot_mapping_stride, row_cols},
-                {"rope.position_ids", p->rope != nullptr ? rope->position_ids : nullptr, row_rows,
-                 p->rope != nullptr ? rope->position_ids_stride : 0, row_cols},
-                {"rope.position_offsets", p->rope != nullptr ? rope->position_offsets : nullptr, 1, 0, p->batch}};
-  FOVEA_TRY(views.AddLengths(*p));
-  for (const auto& a : arrays) {
-    FOVEA_TRY(views.AddArray({a.name}, a.data, a.rows, a.stride, a.cols));
-  }
-  return views.CheckOutputs(false);
+  FOVEA_TRY(views.AddLengths(q));
+  FOVEA_TRY(views.AddArray({"kv_starts"}, p->kv_starts, p->batch));
+  FOVEA_TRY(views.AddArray({"block_table"}, p->block_table, p->batch, p->block_table_stride, p->block_table_stride));
+  FOVEA_TRY(views.AddRowArray({"slot_mapping"}, p->slot_mapping, p->slot_mapping_stride, q));
+  FOVEA_TRY(views.AddRowArray({"rope.position_ids"}, rope->position_ids, rope->position_ids_stride, q));
+  FOVEA_TRY(views.AddArray({"rope.position_offsets"}, rope->position_offsets, p->batch));
+  return views.CheckOutputs();
 }
 
 fovea_status CheckLinear(const fovea_linear_params* user, CheckData data, fovea_linear_params* p) {
   FOVEA_TRY(CopyStruct(user, "params", "fovea_linear_params_init", p));
   FOVEA_TRY(CheckLength("tokens", p->tokens));
-  const struct {
-    const char* name;
-    int64_t value;
-  } features[] = {{"in_features", p->in_features}, {"out_features", p->out_features}};
-  for (const auto& f : features) {
-    FOVEA_TRY(CheckPositive(f.name, f.value));
-    if (f.value > kMaxLength) return Fail(kUnsupported, "%s = %" PRId64 ": must be below 2^30", f.name, f.value);
-  }
+  FOVEA_TRY(CheckExtent("in_features", p->in_features));
+  FOVEA_TRY(CheckExtent("out_features", p->out_features));
   const int64_t rows = std::max<int64_t>(p->tokens, 1);
   FOVEA_TRY(CheckCount("tokens * in_features", rows, p->in_features, 1, 1));
   FOVEA_TRY(CheckCount("tokens * out_features", rows, p->out_features, 1, 1));
   FOVEA_TRY(CheckCount("in_features * out_features", p->in_features, p->out_features, 1, 1));
-  const int64_t x_extent[] = {1, 1, p->tokens, p->in_features}, w_extent[] = {1, 1, p->out_features, p->in_features};
-  const int64_t bias_extent[] = {1, 1, 1, p->out_features}, y_extent[] = {1, 1, p->tokens, p->out_features};
-  View y, x, w, bias;
-  FOVEA_TRY(CheckTensor({{"y"}, Takes::kFloats, true, false}, y_extent, data, &p->y, &y));
-  FOVEA_TRY(CheckTensor({{"x"}, Takes::kFloats, true, false}, x_extent, data, &p->x, &x));
-  FOVEA_TRY(CheckTensor({{"w"}, Takes::kFloats, true, false}, w_extent, data, &p->w, &w));
-  FOVEA_TRY(CheckTensor({{"bias"}, Takes::kFloats, false, false}, bias_extent, data, &p->bias, &bias));
-  if (data == CheckData::kNo) return FOVEA_OK;
-  FOVEA_TRY(CheckDistinct(y));
-  FOVEA_TRY(CheckDisjoint(y, x));
-  FOVEA_TRY(CheckDisjoint(y, w));
-  return CheckDisjoint(y, bias);
+  ViewList list;
+  Views views(&list, 1, data);
+  FOVEA_TRY(views.AddTensor({"y"}, true, {1, 1, p->tokens, p->out_features}, &p->y));
+  FOVEA_TRY(views.AddTensor({"x"}, true, {1, 1, p->tokens, p->in_features}, &p->x));
+  FOVEA_TRY(views.AddTensor({"w"}, true, {1, 1, p->out_features, p->in_features}, &p->w));
+  FOVEA_TRY(views.AddTensor({"bias"}, false, {1, 1, 1, p->out_features}, &p->bias));
+  return views.CheckOutputs();
 }
 
 // ---- The multi-head layer ------------------------------------------------------------------------------------------
@@ -1290,15 +1259,14 @@ fovea_status CheckMhaExtents(fovea_mha_params* p) {
   if (p->d_out == 0) p->d_out = p->d_model;
   if (p->d_kv == 0) p->d_kv = p->d_model;
   if (p->v_head_dim == 0) p->v_head_dim = p->head_dim;
-  const struct {
-    const char* name;
-    int64_t value;
-  } positive[] = {{"batch", p->batch},   {"num_q_heads", p->num_q_heads}, {"num_kv_heads", p->num_kv_heads}, {"head_dim", p->head_dim},
-                  {"v_head_dim", p->v_head_dim}, {"d_model", p->d_model}, {"d_out", p->d_out}, {"d_kv", p->d_kv}};
-  for (const auto& f : positive) {
-    FOVEA_TRY(CheckPositive(f.name, f.value));
-    if (f.value > kMaxLength) return Fail(kUnsupported, "%s = %" PRId64 ": must be below 2^30", f.name, f.value);
-  }
+  FOVEA_TRY(CheckExtent("batch", p->batch));
+  FOVEA_TRY(CheckExtent("num_q_heads", p->num_q_heads));
+  FOVEA_TRY(CheckExtent("num_kv_heads", p->num_kv_heads));
+  FOVEA_TRY(CheckExtent("head_dim", p->head_dim));
+  FOVEA_TRY(CheckExtent("v_head_dim", p->v_head_dim));
+  FOVEA_TRY(CheckExtent("d_model", p->d_model));
+  FOVEA_TRY(CheckExtent("d_out", p->d_out));
+  FOVEA_TRY(CheckExtent("d_kv", p->d_kv));
   if (p->num_q_heads % p->num_kv_heads != 0) {
     return Fail(kInvalid, "num_kv_heads = %" PRId64 ": must divide num_q_heads = %" PRId64, p->num_kv_heads, p->num_q_heads);
   }
@@ -1308,24 +1276,20 @@ fovea_status CheckMhaExtents(fovea_mha_params* p) {
     return Fail(kUnsupported, "num_q_heads, num_kv_heads, head_dim, v_head_dim = %" PRId64 ", %" PRId64 ", %" PRId64 ", %" PRId64
                 ": all columns of q, k and v must be below 2^30", p->num_q_heads, p->num_kv_heads, p->head_dim, p->v_head_dim);
   }
-  const struct {
-    const char *len_name, *total_name;
-    int64_t len, total, columns;
-    bool packed;
-  } sides[] = {{"q_len", "total_q", p->q_len, p->total_q, std::max({p->d_model, p->d_out, features, p->num_q_heads * p->v_head_dim}),
-                p->cu_seqlens_q != nullptr},
-               {"kv_len", "total_kv", p->kv_len, p->total_kv, std::max(p->d_kv, features), p->cu_seqlens_kv != nullptr}};
-  for (const auto& side : sides) {
+  const int64_t o_columns = p->num_q_heads * p->v_head_dim;
+  const std::pair<Side, int64_t> sides[] = {{QuerySide(*p), std::max({p->d_model, p->d_out, features, o_columns})},
+                                            {KvSide(*p), std::max(p->d_kv, features)}};
+  for (const auto& [side, columns] : sides) {
     FOVEA_TRY(CheckLength(side.len_name, side.len));
-    if (side.total != 0 && !side.packed) {
+    if (side.total != 0 && side.cu == nullptr) {
       return Fail(kInvalid, "%s = %" PRId64 ": must be 0 without cu_seqlens", side.total_name, side.total);
     }
     FOVEA_TRY(CheckLength(side.total_name, side.total));
-    const int64_t rows = side.packed ? side.total : p->batch * side.len;
+    const int64_t rows = side.Entries() * side.Rows();
     if (rows > kMaxLength) {
       return Fail(kUnsupported, "batch * %s = %" PRId64 " * %" PRId64 ": must be below 2^30 tokens", side.len_name, p->batch, side.len);
     }
-    FOVEA_TRY(CheckCount("tokens * columns", std::max<int64_t>(rows, 1), side.columns, 1, 1));
+    FOVEA_TRY(CheckCount("tokens * columns", std::max<int64_t>(rows, 1), columns, 1, 1));
   }
   if (!(p->norm_eps >= 0) || std::isinf(p->norm_eps)) {
     return Fail(kInvalid, "norm_eps = %g: must be finite, at least 0", double{p->norm_eps});
@@ -1335,8 +1299,8 @@ fovea_status CheckMhaExtents(fovea_mha_params* p) {
 }
 
 fovea_status CheckMhaLengths(const fovea_mha_params& p) {
-  const bool cross = IsPresent(p.x_kv), cache = IsPresent(p.k_cache);
-  FOVEA_TRY(CheckLengths({"q_lens", "cu_seqlens_q", "q_len", "total_q", p.q_lens, p.cu_seqlens_q, p.q_len, p.total_q}, p.batch));
+  const bool cross = IsGiven(p.x_kv), cache = IsGiven(p.k_cache);
+  FOVEA_TRY(CheckLengths(QuerySide(p)));
   if (!cross) {
     if (p.kv_len != 0) return Fail(kInvalid, "kv_len = %" PRId64 ": must be 0 without x_kv", p.kv_len);
     if (p.d_kv != p.d_model) return Fail(kInvalid, "d_kv = %" PRId64 ": must be 0 without x_kv", p.d_kv);
@@ -1344,52 +1308,60 @@ fovea_status CheckMhaLengths(const fovea_mha_params& p) {
     if (p.kv_lens != nullptr && (cache || p.cu_seqlens_q != nullptr)) {
       return Fail(kInvalid, "kv_lens is given: must be NULL without x_kv where %s is given", cache ? "k_cache" : "cu_seqlens_q");
     }
-    return CheckLengths({"kv_lens", "cu_seqlens_kv", "q_len", "total_kv", p.kv_lens, nullptr, p.q_len, 0}, p.batch);
+    return CheckLengths({"kv_lens", "cu_seqlens_kv", "q_len", "total_kv", p.kv_lens, nullptr, p.batch, p.q_len, 0});
   }
-  return CheckLengths({"kv_lens", "cu_seqlens_kv", "kv_len", "total_kv", p.kv_lens, p.cu_seqlens_kv, p.kv_len, p.total_kv}, p.batch);
+  return CheckLengths(KvSide(p));
 }
 
 // All tensors and arrays but those of attention; zeroes the strides that no index uses.
 fovea_status CheckMhaTensors(fovea_mha_params* p, fovea_rope_params* rope, fovea_rope_params* kv_rope, Views* views) {
-  const bool packed_weight = IsPresent(p->w_qkv), cross = IsPresent(p->x_kv), cache = IsPresent(p->k_cache) || IsPresent(p->v_cache);
-  const bool paged = p->block_table != nullptr, q_packed = p->cu_seqlens_q != nullptr, kv_packed = p->cu_seqlens_kv != nullptr;
-  const int64_t q_cols = p->num_q_heads * p->head_dim, k_cols = p->num_kv_heads * p->head_dim, v_cols = p->num_kv_heads * p->v_head_dim;
-  const int64_t o_cols = p->num_q_heads * p->v_head_dim, all_cols = q_cols + k_cols + v_cols;
+  const bool packed_weight = IsGiven(p->w_qkv), cross = IsGiven(p->x_kv), paged = p->block_table != nullptr;
+  const bool cache = IsGiven(p->k_cache) || IsGiven(p->v_cache);
+  const Side q = QuerySide(*p), kv = KvSide(*p);
+  const int64_t q_heads = p->num_q_heads, kv_heads = p->num_kv_heads;
+  const int64_t q_cols = q_heads * p->head_dim, k_cols = kv_heads * p->head_dim, v_cols = kv_heads * p->v_head_dim;
+  const int64_t all_cols = q_cols + k_cols + v_cols, o_cols = q_heads * p->v_head_dim;
   const int64_t entries = paged ? p->num_pages : p->batch, rows = paged ? p->page_size : p->capacity;
   const bool k_quantized = p->k_cache.dtype == FOVEA_I8, v_quantized = p->v_cache.dtype == FOVEA_I8;
+  const char* const packed_only = packed_weight ? nullptr : "without w_qkv";
+  const char* const unpacked_only = packed_weight ? "where w_qkv is given" : nullptr;
   constexpr const char* kNoScales = "where its cache is not I8";
+  const char* const k_quantized_only = k_quantized ? nullptr : kNoScales;
+  const char* const v_quantized_only = v_quantized ? nullptr : kNoScales;
   const struct {
     Name name;
-    bool wanted, allowed;  // required, and not an error
-    const char* without;   // where it is not allowed
+    bool required;
+    const char* refused;  // why it must be absent, or NULL
     fovea_tensor* tensor;
     int64_t extent[kDims];
     Takes takes = Takes::kFloats;
   } tensors[] = {
-      {{"y"}, true, true, "", &p->y, {q_packed ? 1 : p->batch, 1, q_packed ? p->total_q : p->q_len, p->d_out}},
-      {{"k_cache"}, cache, true, "", &p->k_cache, {entries, p->num_kv_heads, rows, p->head_dim}, Takes::kFloatsOrI8},
-      {{"v_cache"}, cache, true, "", &p->v_cache, {entries, p->num_kv_heads, rows, p->v_head_dim}, Takes::kFloatsOrI8},
-      {{"k_scale"}, k_quantized, k_quantized, kNoScales, &p->k_scale, {entries, p->num_kv_heads, rows, 1}, Takes::kF32},
-      {{"v_scale"}, v_quantized, v_quantized, kNoScales, &p->v_scale, {entries, p->num_kv_heads, rows, 1}, Takes::kF32},
-      {{"x"}, true, true, "", &p->x, {q_packed ? 1 : p->batch, 1, q_packed ? p->total_q : p->q_len, p->d_model}},
-      {{"x_kv"}, false, true, "", &p->x_kv, {kv_packed ? 1 : p->batch, 1, kv_packed ? p->total_kv : p->kv_len, p->d_kv}},
-      {{"wq"}, !packed_weight, !packed_weight, "where w_qkv is given", &p->wq, {1, 1, q_cols, p->d_model}},
-      {{"wk"}, !packed_weight, !packed_weight, "where w_qkv is given", &p->wk, {1, 1, k_cols, p->d_kv}},
-      {{"wv"}, !packed_weight, !packed_weight, "where w_qkv is given", &p->wv, {1, 1, v_cols, p->d_kv}},
-      {{"w_qkv"}, false, true, "", &p->w_qkv, {1, 1, all_cols, p->d_model}},
-      {{"wo"}, true, true, "", &p->wo, {1, 1, p->d_out, o_cols}},
-      {{"bq"}, false, !packed_weight, "where w_qkv is given", &p->bq, {1, 1, 1, q_cols}},
-      {{"bk"}, false, !packed_weight, "where w_qkv is given", &p->bk, {1, 1, 1, k_cols}},
-      {{"bv"}, false, !packed_weight, "where w_qkv is given", &p->bv, {1, 1, 1, v_cols}},
-      {{"b_qkv"}, false, packed_weight, "without w_qkv", &p->b_qkv, {1, 1, 1, all_cols}},
-      {{"bo"}, false, true, "", &p->bo, {1, 1, 1, p->d_out}},
-      {{"q_norm"}, false, true, "", &p->q_norm, {1, 1, 1, p->head_dim}},
-      {{"k_norm"}, false, true, "", &p->k_norm, {1, 1, 1, p->head_dim}},
-      {{"k_channel_scale"}, false, k_quantized, kNoScales, &p->k_channel_scale, {p->batch, p->num_kv_heads, 1, p->head_dim}, Takes::kF32},
+      {{"y"}, true, nullptr, &p->y, {q.Entries(), 1, q.Rows(), p->d_out}},
+      {{"k_cache"}, cache, nullptr, &p->k_cache, {entries, kv_heads, rows, p->head_dim}, Takes::kFloatsOrI8},
+      {{"v_cache"}, cache, nullptr, &p->v_cache, {entries, kv_heads, rows, p->v_head_dim}, Takes::kFloatsOrI8},
+      {{"k_scale"}, k_quantized, k_quantized_only, &p->k_scale, {entries, kv_heads, rows, 1}, Takes::kF32},
+      {{"v_scale"}, v_quantized, v_quantized_only, &p->v_scale, {entries, kv_heads, rows, 1}, Takes::kF32},
+      {{"x"}, true, nullptr, &p->x, {q.Entries(), 1, q.Rows(), p->d_model}},
+      {{"x_kv"}, false, nullptr, &p->x_kv, {kv.Entries(), 1, kv.Rows(), p->d_kv}},
+      {{"wq"}, !packed_weight, unpacked_only, &p->wq, {1, 1, q_cols, p->d_model}},
+      {{"wk"}, !packed_weight, unpacked_only, &p->wk, {1, 1, k_cols, p->d_kv}},
+      {{"wv"}, !packed_weight, unpacked_only, &p->wv, {1, 1, v_cols, p->d_kv}},
+      {{"w_qkv"}, false, nullptr, &p->w_qkv, {1, 1, all_cols, p->d_model}},
+      {{"wo"}, true, nullptr, &p->wo, {1, 1, p->d_out, o_cols}},
+      {{"bq"}, false, unpacked_only, &p->bq, {1, 1, 1, q_cols}},
+      {{"bk"}, false, unpacked_only, &p->bk, {1, 1, 1, k_cols}},
+      {{"bv"}, false, unpacked_only, &p->bv, {1, 1, 1, v_cols}},
+      {{"b_qkv"}, false, packed_only, &p->b_qkv, {1, 1, 1, all_cols}},
+      {{"bo"}, false, nullptr, &p->bo, {1, 1, 1, p->d_out}},
+      {{"q_norm"}, false, nullptr, &p->q_norm, {1, 1, 1, p->head_dim}},
+      {{"k_norm"}, false, nullptr, &p->k_norm, {1, 1, 1, p->head_dim}},
+      {{"k_channel_scale"}, false, k_quantized_only, &p->k_channel_scale, {p->batch, kv_heads, 1, p->head_dim}, Takes::kF32},
   };
   for (const auto& t : tensors) {
-    if (!t.allowed && IsPresent(*t.tensor)) return Fail(kInvalid, "%s is given: must be absent %s", t.name.base, t.without);
-    FOVEA_TRY(views->AddTensor(t.name, t.wanted, t.extent, t.tensor, t.takes));
+    if (t.refused != nullptr && IsGiven(*t.tensor)) {
+      return Fail(kInvalid, "%s is given: must be absent %s", t.name.base, t.refused);
+    }
+    FOVEA_TRY(views->AddTensor(t.name, t.required, t.extent, t.tensor, t.takes));
   }
   if (cross && packed_weight && p->d_kv != p->d_model) {
     return Fail(kInvalid, "d_kv = %" PRId64 ": must be d_model = %" PRId64 " where w_qkv is given", p->d_kv, p->d_model);
@@ -1398,33 +1370,24 @@ fovea_status CheckMhaTensors(fovea_mha_params* p, fovea_rope_params* rope, fovea
     FOVEA_TRY(CheckRotation(kPartRopeNames, rope, views));
     FOVEA_TRY(CheckRotation(p->kv_rope != nullptr ? kKvRopeNames : kPartRopeNames, kv_rope, views));
   }
-  const struct {
-    const char* name;
-    const int32_t* data;
-    int64_t rows, stride, cols;
-  } arrays[] = {{p->kv_lens != nullptr ? "kv_lens" : "cu_seqlens_kv", p->kv_lens != nullptr ? p->kv_lens : p->cu_seqlens_kv, 1, 0,
-                 p->kv_lens != nullptr ? p->batch : p->batch + 1},
-                {"kv_starts", p->kv_starts, 1, 0, p->batch},
-                {"block_table", p->block_table, p->batch, p->block_table_stride, p->block_table_stride},
-                {"rope.position_offsets", rope->position_offsets, 1, 0, p->batch},
-                {"rope.position_ids", rope->position_ids, q_packed ? 1 : p->batch, rope->position_ids_stride,
-                 q_packed ? p->total_q : p->q_len},
-                {"kv_rope.position_offsets", kv_rope->position_offsets, 1, 0, p->batch},
-                {"kv_rope.position_ids", kv_rope->position_ids, kv_rope->cu_seqlens_q != nullptr ? 1 : p->batch,
-                 kv_rope->position_ids_stride, kv_rope->cu_seqlens_q != nullptr ? kv_rope->total_q : kv_rope->q_len}};
-  FOVEA_TRY(views->AddLengths(*p));
-  for (const auto& a : arrays) {
-    FOVEA_TRY(views->AddArray({a.name}, a.data, a.rows, a.stride, a.cols));
-  }
+  FOVEA_TRY(views->AddLengths(q));
+  FOVEA_TRY(views->AddLengths(kv));
+  FOVEA_TRY(views->AddArray({"kv_starts"}, p->kv_starts, p->batch));
+  FOVEA_TRY(views->AddArray({"block_table"}, p->block_table, p->batch, p->block_table_stride, p->block_table_stride));
+  FOVEA_TRY(views->AddArray({"rope.position_offsets"}, rope->position_offsets, p->batch));
+  FOVEA_TRY(views->AddRowArray({"rope.position_ids"}, rope->position_ids, rope->position_ids_stride, q));
+  FOVEA_TRY(views->AddArray({"kv_rope.position_offsets"}, kv_rope->position_offsets, p->batch));
+  const Side fresh = QuerySide(*kv_rope);
+  FOVEA_TRY(views->AddRowArray({"kv_rope.position_ids"}, kv_rope->position_ids, kv_rope->position_ids_stride, fresh));
   return FOVEA_OK;
 }
 
 fovea_status CheckMhaCache(const fovea_mha_params& p, CheckData data) {
-  if (IsPresent(p.k_cache) != IsPresent(p.v_cache)) {
-    const bool k = IsPresent(p.k_cache);
+  if (IsGiven(p.k_cache) != IsGiven(p.v_cache)) {
+    const bool k = IsGiven(p.k_cache);
     return Fail(kInvalid, "%s.dtype = NONE: must be given where %s is", k ? "v_cache" : "k_cache", k ? "k_cache" : "v_cache");
   }
-  if (!IsPresent(p.k_cache)) {
+  if (!IsGiven(p.k_cache)) {
     const char* set = p.kv_starts != nullptr      ? "kv_starts"
                       : p.capacity != 0           ? "capacity"
                       : p.block_table != nullptr  ? "block_table"
@@ -1458,7 +1421,7 @@ fovea_status MhaAttention(const fovea_mha_params& p, fovea_attention_params* a) 
   } else {
     FOVEA_TRY(CopyStruct(p.attention, "attention", "fovea_attention_params_init", a));
   }
-  const bool cross = IsPresent(p.x_kv), cache = IsPresent(p.k_cache);
+  const bool cross = IsGiven(p.x_kv), cache = IsGiven(p.k_cache);
   const char* set = (a->batch | a->num_q_heads | a->num_kv_heads | a->q_len | a->kv_len | a->head_dim | a->v_head_dim) != 0
                         ? "batch, heads, lengths or dims"
                     : !IsZero(a->q) || !IsZero(a->k) || !IsZero(a->v) || !IsZero(a->out) ? "q, k, v or out"
@@ -1506,14 +1469,14 @@ fovea_status MhaAttention(const fovea_mha_params& p, fovea_attention_params* a) 
 }  // namespace
 
 int64_t MhaKvLen(const fovea_mha_params& p) {
-  if (!IsPresent(p.k_cache)) return IsPresent(p.x_kv) ? p.kv_len : p.q_len;
+  if (!IsGiven(p.k_cache)) return IsGiven(p.x_kv) ? p.kv_len : p.q_len;
   return p.block_table != nullptr ? std::min(p.block_table_stride * p.page_size, kMaxLength) : p.capacity;
 }
 
 fovea_kv_append_params MhaAppend(const fovea_mha_params& p) {
   fovea_kv_append_params a;
   fovea_kv_append_params_init(&a, sizeof a);
-  const bool cross = IsPresent(p.x_kv);
+  const bool cross = IsGiven(p.x_kv);
   a.batch = p.batch;
   a.num_kv_heads = p.num_kv_heads;
   a.q_len = cross ? p.kv_len : p.q_len;
@@ -1546,18 +1509,20 @@ fovea_status CheckMha(const fovea_mha_params* user, CheckData data, fovea_mha_pa
   FOVEA_TRY(CheckMhaExtents(p));
   FOVEA_TRY(CheckMhaLengths(*p));
   FOVEA_TRY(CheckMhaCache(*p, data));
-  const bool cross = IsPresent(p->x_kv);
+  const bool cross = IsGiven(p->x_kv);
   const fovea_kv_append_params append = MhaAppend(*p);  // its lengths are those of new keys without a cache, too
+  const Side q = QuerySide(*p), fresh = QuerySide(append);
   *rope = *kv_rope = {};
-  TakeLengths(*p, p->num_q_heads, rope);
-  TakeLengths(append, p->num_kv_heads, kv_rope);
+  TakeLengths(q, p->num_q_heads, p->head_dim, rope);
+  TakeLengths(fresh, p->num_kv_heads, p->head_dim, kv_rope);
   if (p->kv_rope != nullptr && (p->rope == nullptr || !cross)) {
     return Fail(kInvalid, "kv_rope is given: must be NULL without %s", cross ? "rope" : "x_kv");
   }
   if (p->rope != nullptr) {
-    FOVEA_TRY(CopyRotation("rope", p->rope, *p, p->num_q_heads, rope));
+    FOVEA_TRY(CopyRotation("rope", p->rope, q, p->num_q_heads, p->head_dim, rope));
     const bool own_kv = p->kv_rope != nullptr;
-    FOVEA_TRY(CopyRotation(own_kv ? "kv_rope" : "rope", own_kv ? p->kv_rope : p->rope, append, p->num_kv_heads, kv_rope));
+    const fovea_rope_params* user_kv = own_kv ? p->kv_rope : p->rope;
+    FOVEA_TRY(CopyRotation(own_kv ? "kv_rope" : "rope", user_kv, fresh, p->num_kv_heads, p->head_dim, kv_rope));
     if (cross && !own_kv) {  // rope's positions are those of q
       kv_rope->position_offset = kv_rope->position_ids_stride = 0;
       kv_rope->position_offsets = kv_rope->position_ids = nullptr;
@@ -1575,8 +1540,8 @@ fovea_status CheckMha(const fovea_mha_params* user, CheckData data, fovea_mha_pa
   Views views(list, 5, data);
   FOVEA_TRY(CheckMhaTensors(p, rope, kv_rope, &views));
   if (data == CheckData::kYes) {
-    FOVEA_TRY(views.CheckOutputs(false));
-    if (IsPresent(p->k_channel_scale)) FOVEA_TRY(CheckChannelScales(MhaAppend(*p)));
+    FOVEA_TRY(views.CheckOutputs());
+    if (IsGiven(p->k_channel_scale)) FOVEA_TRY(CheckChannelScales(MhaAppend(*p)));
   }
   return MhaAttention(*p, attention);
 }
@@ -1585,14 +1550,14 @@ fovea_status CheckMhaAttention(const ViewList& views, fovea_attention_params* a)
 
 fovea_status CheckMhaPositions(const fovea_mha_params& p, const fovea_rope_params& rope, const fovea_rope_params& kv_rope) {
   RopeNames q_names = kPartRopeNames, kv_names = p.kv_rope != nullptr ? kKvRopeNames : kPartRopeNames;
-  if (IsPresent(p.x_kv)) {  // what they stand at by default is no field of theirs
+  if (IsGiven(p.x_kv)) {  // what they stand at by default is no field of theirs
     if (!HasPositions(*p.rope)) q_names.position_offsets = "rope: the position of row 0 of x";
     if (p.kv_rope == nullptr || !HasPositions(*p.kv_rope)) {
       kv_names.position_offset = kv_names.position_offsets = "rope: the position of row 0 of x_kv";
     }
   }
   FOVEA_TRY(CheckRowPositions(q_names, nullptr, 0, rope));
-  return IsPresent(p.x_kv) ? CheckRowPositions(kv_names, nullptr, 0, kv_rope) : FOVEA_OK;
+  return IsGiven(p.x_kv) ? CheckRowPositions(kv_names, nullptr, 0, kv_rope) : FOVEA_OK;
 }
 
 }  // namespace fovea
