@@ -14,8 +14,6 @@
 namespace fovea {
 namespace {
 
-bool IsGiven(const fovea_tensor& t) { return t.dtype != FOVEA_DTYPE_NONE; }
-
 // Floats between rows in the workspace: rows whose distance is near a multiple of 4 KB fall on few L1 sets, and attention would copy K and V.
 int64_t Pitch(int64_t columns) {
   const int64_t pitch = RoundUp(columns, 16);

@@ -6,6 +6,7 @@
 #include "fovea/fovea.h"
 #include "lib/plan.h"
 #include "lib/validate.h"
+#include "lib/validate_parts.h"
 
 namespace fovea {
 
@@ -14,7 +15,7 @@ struct MhaCall {
   fovea_mha_params p;
   fovea_rope_params rope, kv_rope;   // of q and of the new keys; they have their lengths where there is no rotation, too
   fovea_attention_params attention;  // q, k, v and out are laid out, without data
-  ViewList views;                    // of p
+  Views views;                       // of p
   uint32_t flags;
   const Target* target;
   int32_t workers;

@@ -1,5 +1,6 @@
 // Every argument check of the C ABI. Nothing else in the library checks arguments; everything behind it may rely on
-// them.
+// them. Attention, exec and merge are in validate.cc, RoPE and the cache in validate_rope.cc, linear and the layer in
+// validate_layer.cc; validate_parts.h has what these are made of.
 #ifndef FOVEA_LIB_VALIDATE_H_
 #define FOVEA_LIB_VALIDATE_H_
 
@@ -7,32 +8,13 @@
 
 namespace fovea {
 
+class Views;  // validate_parts.h
+
 // Lengths and positions stay within +-2^30, so that a distance j - pos(i) fits int32 in the kernels.
 constexpr int64_t kMaxLength = (int64_t{1} << 30) - 1;
 
 // A struct_size above this is no struct's: it is refused before anything else of the struct is read.
 constexpr uint64_t kMaxStructSize = 1 << 16;
-
-// "q", or "outs[2]" where index >= 0; the text is only made for a message.
-struct Name {
-  const char* base;
-  int index = -1;
-};
-
-// The memory behind a tensor or array. Strides are in elements, and 0 where the extent is at most 1.
-constexpr int kDims = 4;  // batch, head, row, column
-struct View {
-  Name name;
-  uintptr_t begin, end;  // its bytes lie in [begin, end); both 0 where an extent is 0
-  int64_t element_bytes;
-  int64_t extent[kDims], stride[kDims];
-};
-
-// Of a call's tensors and arrays, outputs first.
-struct ViewList {
-  View views[40];
-  int n, outputs;
-};
 
 // Whether tensors' data pointers (NULL, alignment, overlap) and the values of alibi_slopes are checked as well. kNo
 // serves workspace queries: dtypes and strides must be right, data may be missing.
@@ -64,9 +46,9 @@ fovea_status CheckLinear(const fovea_linear_params* user, CheckData data, fovea_
 // but for kv_lens where there is a cache, and without q, k, v and out; it is not checked yet. *rope and *kv_rope have the lengths of q and of the new
 // keys, and their rotations where p->rope is given (rotary_dim 0 else), but q_offsets of cross attention, and no positions are checked.
 fovea_status CheckMha(const fovea_mha_params* user, CheckData data, fovea_mha_params* p, fovea_rope_params* rope, fovea_rope_params* kv_rope,
-                      fovea_attention_params* attention, ViewList* views);
+                      fovea_attention_params* attention, Views* views);
 // Once *attention has its tensors and lengths: as CheckParams of it with data, in place, and against the views of the layer.
-fovea_status CheckMhaAttention(const ViewList& views, fovea_attention_params* attention);
+fovea_status CheckMhaAttention(const Views& layer, fovea_attention_params* attention);
 // Once p.rope's rotations have all their positions.
 fovea_status CheckMhaPositions(const fovea_mha_params& p, const fovea_rope_params& rope, const fovea_rope_params& kv_rope);
 // Whether p.rope says where q stands.
