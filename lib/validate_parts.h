@@ -119,8 +119,9 @@ class Views {
                          Takes takes = Takes::kFloats, Columns columns = Columns::kContiguous) {
     return CheckTensor({name, required, takes, columns}, extent, data_, t, &views_[n_++]);
   }
-  // [rows][cols] of 4 bytes, stride apart.
+  // [rows][cols] of 4 bytes, stride apart. One that is not given has no view, but its stride is checked all the same.
   fovea_status AddArray(Name name, const void* data, int64_t rows, int64_t stride, int64_t cols) {
+    if (data == nullptr && stride == 0) return FOVEA_OK;
     const int64_t extent[] = {rows, 1, 1, cols}, strides[] = {stride, 0, 0, 1};
     return MakeView(name, data, 4, extent, strides, &views_[n_++]);
   }
