@@ -1,5 +1,5 @@
-// Pairs of bf16 as the elements of the tiles (tile-inl.h) and of decode (decode_bf16.cc): one instruction adds both products of a pair to an f32
-// sum. Vectors of pairs travel as vectors of f32. Whatever the floating-point environment says, subnormals are taken and given as 0, and sums are rounded
+// Pairs of bf16 as the elements of the tiles (tile-inl.h) and of decode (decode_bf16.cc): one instruction adds both products of a pair to an f32 sum.
+// Vectors of pairs travel as vectors of f32. Whatever the floating-point environment says, subnormals are taken and given as 0, and sums are rounded
 //   by vdpbf16ps   to nearest, each product in turn;
 //   by bfdot       to odd, first that of both products, then that with the sum: a unit in the last place at most, not half of one.
 // In a namespace of bf16_target.h only.
@@ -122,10 +122,10 @@ HWY_INLINE V RoundToPairs(V low, V high) {
 template <class V>
 HWY_INLINE V Exp2ForBf16(V x) {
   const DF d;
-  const V magic = hn::Set(d, 12582912.0f);
+  const V magic = hn::Set(d, 12583039.0f);
   const V t = hn::Add(x, magic);
   const V f = hn::Sub(x, hn::Sub(t, magic));
-  const V pow2n = hn::BitCast(d, hn::Add(hn::ShiftLeft<23>(hn::BitCast(DU(), t)), hn::Set(DU(), 0x3F800000u)));
+  const V pow2n = hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(DU(), t)));
   V p = hn::MulAdd(hn::Set(d, kExp2Cubic[0]), f, hn::Set(d, kExp2Cubic[1]));
   p = hn::MulAdd(p, f, hn::Set(d, kExp2Cubic[2]));
   p = hn::MulAdd(p, hn::Mul(f, pow2n), pow2n);

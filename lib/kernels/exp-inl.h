@@ -20,21 +20,21 @@ constexpr float kLog2E = 1.44269504088896341f;
 
 // 2^x for x <= 127, relative error < 1.7e-7 (minimax of degree 5 on [-1/2, 1/2] with c0 = 1, so that 2^0 is exactly 1).
 // Exactly 0 below -126, -inf included; NaN stays NaN, whatever its payload: 2^n is multiplied, not added to the exponent bits.
-// t = x + 1.5 * 2^23 leaves round(x) in the low mantissa bits without the overflow fix-ups of a convert on x86.
+// t = x + 1.5 * 2^23 + 127 has round(x) + 127 in its low mantissa bits, without the overflow fix-ups of a convert on x86: shifted up, 2^round(x).
 // constant(i): kExp2Constants[i] in all lanes.
-constexpr float kExp2Constants[8] = {12582912.0f, 1.0f, 0.0013264727f, 0.009671513f, 0.055507336f, 0.24022242f, 0.693147f, -126.0f};
+constexpr float kExp2Constants[7] = {12583039.0f, 0.0013264727f, 0.009671513f, 0.055507336f, 0.24022242f, 0.693147f, -126.0f};
 template <class D, class Constant, class V = hn::Vec<D>>
 HWY_INLINE V Exp2By(D d, V x, const Constant& constant) {
   const hn::RebindToSigned<D> di;
   const V t = hn::Add(x, constant(0));
   const V f = hn::Sub(x, hn::Sub(t, constant(0)));
-  const V pow2n = hn::BitCast(d, hn::Add(hn::ShiftLeft<23>(hn::BitCast(di, t)), hn::BitCast(di, constant(1))));
-  V p = hn::MulAdd(constant(2), f, constant(3));
+  const V pow2n = hn::BitCast(d, hn::ShiftLeft<23>(hn::BitCast(di, t)));
+  V p = hn::MulAdd(constant(1), f, constant(2));
+  p = hn::MulAdd(p, f, constant(3));
   p = hn::MulAdd(p, f, constant(4));
   p = hn::MulAdd(p, f, constant(5));
-  p = hn::MulAdd(p, f, constant(6));
   p = hn::MulAdd(p, hn::Mul(f, pow2n), pow2n);
-  return hn::IfThenZeroElse(hn::Lt(x, constant(7)), p);
+  return hn::IfThenZeroElse(hn::Lt(x, constant(6)), p);
 }
 template <class D, class V = hn::Vec<D>>
 HWY_INLINE V Exp2(D d, V x) {
@@ -47,8 +47,8 @@ template <class D, class V = hn::Vec<D>>
 HWY_INLINE V Exp2FromMemory(D d, V x) {
 #define FOVEA_REPEAT(x) {x, x, x, x, x, x, x, x}
   constexpr const float* k = kExp2Constants;
-  alignas(64) static constexpr float kRepeated[8][8] = {FOVEA_REPEAT(k[0]), FOVEA_REPEAT(k[1]), FOVEA_REPEAT(k[2]), FOVEA_REPEAT(k[3]),
-                                                        FOVEA_REPEAT(k[4]), FOVEA_REPEAT(k[5]), FOVEA_REPEAT(k[6]), FOVEA_REPEAT(k[7])};
+  alignas(64) static constexpr float kRepeated[7][8] = {FOVEA_REPEAT(k[0]), FOVEA_REPEAT(k[1]), FOVEA_REPEAT(k[2]), FOVEA_REPEAT(k[3]),
+                                                        FOVEA_REPEAT(k[4]), FOVEA_REPEAT(k[5]), FOVEA_REPEAT(k[6])};
 #undef FOVEA_REPEAT
   const float* repeated = kRepeated[0];
   asm volatile("" : "+r"(repeated));
