@@ -254,11 +254,10 @@ TEST_CASE("linear: same bits from 1, 2, 3 and 8 threads, any executor, any strid
       REQUIRE(c.Run(&one) == FOVEA_OK);
       const std::vector<float> expected = c.Y();
       constexpr int32_t kThreads[] = {2, 3, 8};
-      const fovea_parallel_for executors[] = {nullptr, &Serial, &Reversed, &StdThreads};
       for (int64_t n = 0; n < Portion(12, 4); ++n) {  // 3 and 4 have no common divisor: 4 are each executor and each number of threads
         LinearCase again(s);
         fovea_exec exec = Threads(kThreads[n % 3], kind.flags);
-        exec.parallel_for = executors[n % 4];
+        exec.parallel_for = kExecutors[n % 4];
         REQUIRE(again.Run(&exec) == FOVEA_OK);
         CHECK(BitDifference(expected, again.Y()) == "");
       }

@@ -786,13 +786,12 @@ TEST_CASE("mha: same bits from 1, 2, 3 and 8 threads, any executor, any strides"
       const fovea_exec one = Threads(1);
       REQUIRE_MESSAGE(c.Run(&one) == FOVEA_OK, std::string(fovea_last_error()));
       constexpr int32_t kThreads[] = {1, 2, 3, 8};
-      const fovea_parallel_for executors[] = {nullptr, &Serial, &Reversed, &StdThreads};
       for (int64_t n = 0; n < Portion(16, 4); ++n) {  // 4 are each executor and each number of threads
         const int32_t threads = kThreads[n % 4];
         s.strides = threads != 2, s.broadcast = false;
         MhaCase again(s);
         fovea_exec exec = Threads(threads);
-        exec.parallel_for = executors[(n + n / 4) % 4];
+        exec.parallel_for = kExecutors[(n + n / 4) % 4];
         REQUIRE(again.Run(&exec) == FOVEA_OK);
         CHECK(BitDifference(again.Y(), c.Y()) == "");
         CHECK(BitDifference(again.Cache(), c.Cache()) == "");

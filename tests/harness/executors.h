@@ -7,6 +7,8 @@
 #include <thread>
 #include <vector>
 
+#include "fovea/fovea.h"
+
 namespace fovea_test {
 
 using Task = void (*)(void* arg, int64_t i);
@@ -32,6 +34,9 @@ inline void StdThreads(void*, int64_t n, Task task, void* arg) {
   }
   for (std::thread& thread : threads) thread.join();
 }
+
+// Ways to run a call's tasks; NULL is OpenMP's.
+constexpr fovea_parallel_for kExecutors[] = {nullptr, &Serial, &Reversed, &StdThreads};
 
 }  // namespace fovea_test
 
