@@ -16,11 +16,12 @@ root = pathlib.Path(__file__).resolve().parent.parent
 # A run that takes longer hangs: those of qemu take one to eight minutes, those of Bochs ten to forty.
 QEMU_SECONDS, BOCHS_SECONDS = 3600, 7200
 SCALE, BOCHS_SCALE = "0.05", "0.01"
-# Two thirds of a run's time: same bits however a call is made, NaN that must reach nothing, positions, and long lists of shapes.
+# Three quarters of a run's time: same bits however a call is made, NaN that must reach nothing, positions, long lists of shapes, and what is
+# the same on every target (allocation, sizes of workspaces).
 SLOW_CASES = ["*same bits*", "*changes no bit*", "BATCH_INVARIANT: any*", "*do not depend on the other rows*", "stride 0 broadcasts*",
               "mask and bias broadcast*", "mask and bias with column*", "positions: *", "MiniLM*", "kv_append: the last row*",
               "*rounding mode*", "mha: a two-layer*", "one row without keys*", "NaN in *", "plan and run_tasks have*",
-              "paged: block_table is not read*"]
+              "paged: block_table is not read*", "no allocation*", "linear: workspace_size*", "a padding mask of one row*"]
 CHOICE = "-tc=this run's target*,set_target: every*,FOVEA_TARGET chooses*"
 
 
