@@ -172,14 +172,27 @@ HWY_INLINE bool HasRowsToCome(const DecodeBlock& block, int32_t key, size_t n, i
   return key + ahead + static_cast<int32_t>(n) <= block.walk_end;
 }
 
-// The rows kPrefetchRows<T> after the chunk of n at `rows`, the first of which is `key`'s. If there are none such, or the chunk is no whole one, or
-// in pages: the first of its own rows, which is about to be read, again and again.
+// Whether each product prefetches for both, two streams at any time: one pass over one or two rows of q, K and V of one type and without gaps, and
+// two lines or more for each step of P V.
 template <class T>
-HWY_INLINE ToCome RowsToCome(const AttentionTask& t, const T* rows, int64_t stride, size_t dim, const DecodeBlock& block, int32_t key, size_t n) {
+HWY_INLINE bool ReadsTwoStreams(const AttentionTask& t, size_t num_rows) {
+  const size_t columns = num_rows > 2 ? 0 : 8 / num_rows * hn::Lanes(DF());  // of a step: PvChunk
+  return columns * sizeof(T) >= 128 && static_cast<size_t>(t.head_dim) % columns == 0 && t.k_dtype == t.v_dtype && t.head_dim == t.v_head_dim &&
+         t.k_stride_row == t.head_dim && t.v_stride_row == t.head_dim;
+}
+
+// The rows kPrefetchRows<T> after the chunk of n at `rows`, the first of which is `key`'s. If there are none such, or the chunk is no whole one, or
+// in pages: the first of its own rows, which is about to be read, again and again. beside: the other product's key meanwhile, of side `other`.
+template <class T>
+HWY_INLINE ToCome RowsToCome(const AttentionTask& t, const T* rows, int64_t stride, size_t dim, const DecodeBlock& block, int32_t key, size_t n,
+                             size_t num_rows, const Side& other, int32_t beside) {
+  constexpr int32_t kAhead = kPrefetchRows<T>;
   const int64_t size = sizeof(T), bytes = static_cast<int64_t>(dim) * size;
-  const bool any = !t.block_table && n == kChunkKeys && HasRowsToCome(block, key, n, kPrefetchRows<T>);
-  if (!any) return {reinterpret_cast<const char*>(rows), 0, bytes, 0};
-  return {reinterpret_cast<const char*>(rows + kPrefetchRows<T> * stride), stride * size, bytes, 0};
+  const bool any = !t.block_table && n == kChunkKeys && HasRowsToCome(block, key, n, kAhead);
+  if (!any) return {reinterpret_cast<const char*>(rows), 0, bytes, 0, nullptr};
+  const bool two = ReadsTwoStreams<T>(t, num_rows) && beside >= 0 && HasRowsToCome(block, beside, n, kAhead);
+  return {reinterpret_cast<const char*>(rows + kAhead * stride), stride * size, bytes, 0,
+          two ? static_cast<const char*>(SideRow(t, other, beside + kAhead)) : nullptr};
 }
 
 // Scores of the block's keys [first, first + n), counted from begin and one stride apart, for all rows.
@@ -193,7 +206,7 @@ HWY_INLINE void DotKeyRange(const AttentionTask& t, T /*type of K*/, DecodeRow* 
   const T* k = static_cast<const T*>(KRow(t, key));
   if (t.block_table) PrefetchPaged(t, KSide(t), T(), key, n, block.walk_end, dim);
   if constexpr (kPrefetchesInLoops) {
-    ToCome to_come = RowsToCome(t, k, stride, dim, block, key, n);
+    ToCome to_come = RowsToCome(t, k, stride, dim, block, key, n, num_rows, VSide(t), key - kDecodeKeys);
     constexpr size_t kMost = kRowsAtOnce<T>;
     const bool once = IsOnePass<T>(num_rows);
     for (size_t r = 0, step; r < num_rows; r += step) {
@@ -234,7 +247,7 @@ HWY_INLINE void PvKeyRange(const AttentionTask& t, T /*type of V*/, DecodeRow* r
   ToCome to_come = {};
   if (t.block_table) PrefetchPaged(t, VSide(t), T(), key, n, block.walk_end, dim);
   if constexpr (kPrefetchesInLoops) {
-    to_come = RowsToCome(t, v, stride, dim, block, key, n);
+    to_come = RowsToCome(t, v, stride, dim, block, key, n, num_rows, KSide(t), key + kDecodeKeys);
   } else if (!t.block_table) {
     if (!PrefetchesRows(T(), num_rows, stride, dim) && !(kWidensOnce<T> && num_rows >= 4)) {
       if (HasRowsToCome(block, key, n, static_cast<int32_t>(kChunkKeys))) PrefetchTurn(v + kChunkKeys * dim);

@@ -27,7 +27,9 @@ constexpr size_t kChunkKeys = kTileKeys == 4 ? 16 : 8;
 // - Rows are addressed by a stride: pointers out of memory had to wait for older stores, and cost a third of the speed.
 // - Many rows of q fill the scheduler with waiting FMAs: the rows to come are prefetched into L2 then.
 // - On 16 registers they always are, by prefetches spread over the FMAs of a turn, that go through memory line by line (ToCome). In bursts, or only
-//   while the first rows of q walk, they fill the queues of memory, and reading and multiplying take turns: 4 rows of q lost a quarter.
+//   while the first rows of q walk, they fill the queues of memory, and reading and multiplying take turns: 4 rows of q lost a quarter. Where memory
+//   alone is the limit, with 1 or 2 rows of q, both products prefetch K and V, two streams at any time: 1.15 times the speed on Zen 1 (f32; 16-bit
+//   types with one row 1.05). With 4 rows that is slower.
 // - The hardware's prefetchers stop at the end of a page, which is what a turn reads at head_dim 128 in f32: the next page of the same stream is
 //   begun for them, one turn ahead.
 // - No bool and no struct by value is passed through the stack: compilers store its bytes one by one and load them as words, which waits.
@@ -43,17 +45,20 @@ constexpr bool kPrefetchesInLoops = kTileKeys == 4;
 
 // What a pass over a chunk of rows prefetches: kChunkKeys rows of `bytes` bytes, `stride` bytes apart. Rows without gaps are walked line by line,
 // others in the order of the products. pass: 0 for the first rows of q, 1 for others; where there are others, each takes half of the lines (the third
-// and later passes the second's once more).
+// and later passes the second's once more). other: where not null, the product prefetches half of its own rows and half of as many there, those of
+// the other product's next turn (ReadsTwoStreams): Q K^T the first halves, P V the second ones.
 struct ToCome {
   const char* rows;
   int64_t stride, bytes;
   int64_t pass;
+  const char* other;
 };
 
-// A loop's prefetches: at every kEvery-th step kLines lines, `line` bytes apart; `step` bytes on at the next one.
+// A loop's prefetches: at every kEvery-th step kLines lines, the second `line` bytes from the first, the third and fourth `pair` bytes from those;
+// `step` bytes on at the next one.
 struct LineWalk {
   const char* at;
-  int64_t line, step;
+  int64_t line, pair, step;
 };
 template <int kLines, int kEvery>
 HWY_INLINE void PrefetchLines(LineWalk& walk, size_t n) {
@@ -61,8 +66,14 @@ HWY_INLINE void PrefetchLines(LineWalk& walk, size_t n) {
   if (kEvery > 1 && n % kEvery > 0) return;
   __builtin_prefetch(walk.at, 0, 2);
   if constexpr (kLines > 1) __builtin_prefetch(walk.at + walk.line, 0, 2);
-  if constexpr (kLines > 2) __builtin_prefetch(walk.at + 2 * walk.line, 0, 2), __builtin_prefetch(walk.at + 3 * walk.line, 0, 2);
+  if constexpr (kLines > 2) __builtin_prefetch(walk.at + walk.pair, 0, 2), __builtin_prefetch(walk.at + walk.pair + walk.line, 0, 2);
   walk.at += walk.step;
+}
+// The walk of two streams from `rows`, and as far from to_come.other, half of the kLines lines for each.
+template <int kLines>
+HWY_INLINE LineWalk TwoStreams(const ToCome* to_come, const char* rows) {
+  const int64_t other = to_come->other - to_come->rows;
+  return {rows, kLines == 2 ? other : 64, other, 32 * kLines};
 }
 
 // Narrow types are converted once for 4 rows of q. On 32 registers a row of V is walked in parts then, which costs the 16-bit types more than that.
@@ -122,13 +133,17 @@ struct ColumnsAhead {
   static HWY_INLINE LineWalk Start(const ToCome* to_come, size_t offset, size_t keys) {
     if (!kPrefetchesInLoops) return {};
     const int64_t part = static_cast<int64_t>(offset / kBytes);  // as if all columns before had been passed by loops of this width
+    const int64_t rows = static_cast<int64_t>(keys);
+    if (kPasses == 1 && kLines > 1 && to_come->other) {
+      return TwoStreams<kLines>(to_come, to_come->rows + rows * to_come->bytes / 2 + part * rows * (32 * kLines));
+    }
     if (to_come->stride == to_come->bytes) {
-      const int64_t before = to_come->pass * static_cast<int64_t>(keys) * to_come->bytes / kPasses;
-      return {to_come->rows + before + part * static_cast<int64_t>(keys) / kEvery * (64 * kLines), 64, 64 * kLines};
+      const int64_t before = to_come->pass * rows * to_come->bytes / kPasses;
+      return {to_come->rows + before + part * rows / kEvery * (64 * kLines), 64, 128, 64 * kLines};
     }
     // Passes, and parts of a line, take turns with the rows.
     const int64_t turn = (to_come->pass + kPasses * (part % kParts)) % static_cast<int64_t>(kChunkKeys);
-    return {to_come->rows + static_cast<int64_t>(offset) + turn * to_come->stride, 64, kEvery * to_come->stride};
+    return {to_come->rows + static_cast<int64_t>(offset) + turn * to_come->stride, 64, 128, kEvery * to_come->stride};
   }
   static HWY_INLINE void Prefetch(LineWalk& walk, size_t j) {
     if constexpr (kPrefetchesInLoops) PrefetchLines<kLines, kEvery>(walk, j);

@@ -114,10 +114,12 @@ HWY_NOINLINE void DotChunkAhead(const T* k, int64_t stride, const float* HWY_RES
   const DF d;
   using V = hn::Vec<DF>;
   constexpr int kKeys = kKeysAtOnce<NQ>, kLines = kKeys / kPasses;
-  const bool gaps = to_come->stride != to_come->bytes;
+  const bool gaps = to_come->stride != to_come->bytes, two = NQ <= 2 && kPasses == 1 && to_come->other;
   // With gaps a pass takes every kPasses-th row.
-  LineWalk walk = {to_come->rows, gaps ? kPasses * to_come->stride : 64, gaps ? 64 : 64 * kLines};
-  const int64_t next = gaps ? kKeys * to_come->stride : kLines * to_come->bytes;
+  const int64_t line = gaps ? kPasses * to_come->stride : 64;
+  LineWalk walk = {to_come->rows, line, 2 * line, gaps ? 64 : 64 * kLines};
+  if (two) walk = TwoStreams<kLines>(to_come, to_come->rows);
+  const int64_t next = gaps ? kKeys * to_come->stride : (two ? kLines / 2 : kLines) * to_come->bytes;
   walk.at += to_come->pass * (gaps ? to_come->stride : static_cast<int64_t>(keys) * to_come->bytes / kPasses);
   HWY_ALIGN float sums[8];
   size_t j = 0;
