@@ -167,6 +167,22 @@ HWY_INLINE void StoreF32N(hn::Vec<D> v, D d, T* p, size_t n) {
   StoreFirstN(Narrow(d, T(), v), Half16<D>(), &p->bits, n);
 }
 
+#if HWY_TARGET == HWY_AVX2
+// One shuffle of a whole vector, where Widen is a promotion and a shift.
+template <class D>
+HWY_INLINE hn::Vec<D> LoadF32(D d, const BF16* p) {
+  if constexpr (hn::MaxLanes(d) < 8) {
+    return Widen(d, BF16(), hn::LoadU(Half16<D>(), &p->bits));
+  } else {
+    alignas(32) static constexpr uint8_t kToHighHalves[32] = {128, 128, 0, 1, 128, 128, 2,  3,  128, 128, 4,  5,  128, 128, 6,  7,
+                                                              128, 128, 8, 9, 128, 128, 10, 11, 128, 128, 12, 13, 128, 128, 14, 15};
+    const hn::Repartition<uint8_t, D> d8;
+    const auto both = hn::LoadDup128(d8, reinterpret_cast<const uint8_t*>(&p->bits));
+    return hn::BitCast(d, hn::TableLookupBytesOr0(both, hn::Load(d8, kToHighHalves)));
+  }
+}
+#endif
+
 template <class D>
 HWY_INLINE hn::Vec<D> WidenI8(D d, hn::Vec<hn::Rebind<int8_t, D>> v) {
   return hn::ConvertTo(d, hn::PromoteTo(hn::RebindToSigned<D>(), v));
@@ -179,6 +195,39 @@ template <class D>
 HWY_INLINE hn::Vec<D> LoadF32N(D d, const I8* p, size_t n) {
   return WidenI8(d, LoadFirstN(hn::Rebind<int8_t, D>(), &p->bits, n));
 }
+
+// ---- Two vectors of a row, in the order that costs least
+
+// Whether LoadPair gives the columns of two vectors in another order, which InOrder puts right: on AVX2 two of bf16 are one load and two
+// interleavings within its blocks.
+template <class T>
+constexpr bool kPairsAreMixed = false;
+
+#if HWY_TARGET == HWY_AVX2
+template <>
+inline constexpr bool kPairsAreMixed<BF16> = true;  // inline: in a header a specialization is none by itself
+// x: columns 0 to 3 and 8 to 11 of p, y: the others of 16.
+template <class D, class V>
+HWY_INLINE void LoadPair(D d, const BF16* p, V& x, V& y) {
+  const hn::Repartition<uint16_t, D> d16;
+  const auto bits = hn::LoadU(d16, &p->bits), zero = hn::Zero(d16);
+  x = hn::BitCast(d, hn::InterleaveLower(d16, zero, bits));
+  y = hn::BitCast(d, hn::InterleaveUpper(d16, zero, bits));
+}
+template <class D, class V>
+HWY_INLINE void InOrder(D d, BF16 /*type*/, V& x, V& y) {
+  const V first = hn::ConcatLowerLower(d, y, x);
+  y = hn::ConcatUpperUpper(d, y, x);
+  x = first;
+}
+#endif
+template <class D, class T, class V>
+HWY_INLINE void LoadPair(D d, const T* p, V& x, V& y) {
+  x = LoadF32(d, p);
+  y = LoadF32(d, p + hn::Lanes(d));
+}
+template <class D, class T, class V>
+HWY_INLINE void InOrder(D /*d*/, T /*type*/, V& /*x*/, V& /*y*/) {}
 
 // ---- Rows
 

@@ -165,8 +165,8 @@ HWY_NOINLINE void DotChunk(const T* k, int64_t stride, const float* HWY_RESTRICT
 // ---- P V
 
 // to[row][c .. c + W vectors) = from + p V + base for R rows, in key order: R * W accumulators, a for the first row and b for the second; where
-// one row has 16, b for its vectors from 8 on. p: [row][kBlockKeys]; the others: [row][pitch], from and base null for 0. to_come: used where
-// kPrefetchesInLoops; kPasses: as ColumnsAhead.
+// one row has 16, b for its vectors from 8 on. p: [row][kBlockKeys]; the others: [row][pitch], from and base null for 0. Where kPairsAreMixed the order
+// of columns is LoadPair's until base is added. to_come: used where kPrefetchesInLoops; kPasses: as ColumnsAhead.
 template <int R, int W, int kPasses, class T>
 HWY_INLINE void PvColumns(const T* v, int64_t stride, const float* HWY_RESTRICT p, size_t c, size_t keys, const ToCome* to_come,
                           const float* from, const float* base, float* to, size_t pitch) {
@@ -196,6 +196,19 @@ HWY_INLINE void PvColumns(const T* v, int64_t stride, const float* HWY_RESTRICT 
       a = hn::MulAdd(pa, x, a);
       if constexpr (R > 1) b = hn::MulAdd(pb, x, b);
     };
+    if constexpr (kPairsAreMixed<T> && W > 1) {
+      const auto pair = [&](V& a, V& b, V& next_a, V& next_b, size_t i) HWY_ATTR {
+        V x, y;
+        LoadPair(d, row + i * N, x, y);
+        asm volatile("" ::: "memory");
+        a = hn::MulAdd(pa, x, a), next_a = hn::MulAdd(pa, y, next_a);
+        if constexpr (R > 1) b = hn::MulAdd(pb, x, b), next_b = hn::MulAdd(pb, y, next_b);
+      };
+      pair(a0, b0, a1, b1, 0);
+      if constexpr (W > 2) pair(a2, b2, a3, b3, 2);
+      if constexpr (W > 4) pair(a4, b4, a5, b5, 4), pair(a6, b6, a7, b7, 6);
+      continue;
+    }
     step(a0, b0, 0);
     if constexpr (W > 1) step(a1, b1, 1);
     if constexpr (W > 2) step(a2, b2, 2), step(a3, b3, 3);
@@ -206,6 +219,10 @@ HWY_INLINE void PvColumns(const T* v, int64_t stride, const float* HWY_RESTRICT 
     }
   }
   if (base) {
+    if constexpr (kPairsAreMixed<T> && W > 1) {
+      InOrder(d, T(), a0, a1), InOrder(d, T(), a2, a3), InOrder(d, T(), a4, a5), InOrder(d, T(), a6, a7);
+      if constexpr (R > 1) InOrder(d, T(), b0, b1), InOrder(d, T(), b2, b3), InOrder(d, T(), b4, b5), InOrder(d, T(), b6, b7);
+    }
     const auto plus = [&](V& a, V& b, size_t i) HWY_ATTR {
       a = hn::Add(hn::Load(d, base + at(0, i)), a);
       if constexpr (kUsesB) b = hn::Add(hn::Load(d, base + at(R > 1 ? 1 : 0, R > 1 ? i : i + 8)), b);
@@ -247,16 +264,22 @@ HWY_INLINE void PvColumnsOf4(const T* v, int64_t stride, const float* HWY_RESTRI
     const V pa = hn::Set(d, p[j]), pb = hn::Set(d, p[kBlockKeys + j]);
     const V pe = hn::Set(d, p[2 * kBlockKeys + j]), pg = hn::Set(d, p[3 * kBlockKeys + j]);
     Columns::Prefetch(walk, j);
-    const auto step = [&](V& a, V& b, V& e, V& g, size_t i) HWY_ATTR {
-      const V x = LoadF32(d, row + i * N);
+    const auto step = [&](V x, V& a, V& b, V& e, V& g) HWY_ATTR {
       a = hn::MulAdd(pa, x, a);
       b = hn::MulAdd(pb, x, b);
       e = hn::MulAdd(pe, x, e);
       g = hn::MulAdd(pg, x, g);
     };
-    step(a0, b0, e0, g0, 0), step(a1, b1, e1, g1, 1);
-    if constexpr (W > 2) step(a2, b2, e2, g2, 2), step(a3, b3, e3, g3, 3);
+    V x, y;
+    LoadPair(d, row, x, y);
+    step(x, a0, b0, e0, g0), step(y, a1, b1, e1, g1);
+    if constexpr (W > 2) {
+      LoadPair(d, row + 2 * N, x, y);
+      step(x, a2, b2, e2, g2), step(y, a3, b3, e3, g3);
+    }
   }
+  if (base) InOrder(d, T(), a0, a1), InOrder(d, T(), b0, b1), InOrder(d, T(), e0, e1), InOrder(d, T(), g0, g1);
+  if (base && W > 2) InOrder(d, T(), a2, a3), InOrder(d, T(), b2, b3), InOrder(d, T(), e2, e3), InOrder(d, T(), g2, g3);
   if (base) each([&](V& x, size_t i) HWY_ATTR { x = hn::Add(hn::Load(d, base + i), x); });
   each([&](V& x, size_t i) HWY_ATTR { hn::Store(x, d, to + i); });
 }
