@@ -153,8 +153,9 @@ int64_t TableColumns(const fovea_attention_params& p, int64_t kv_len) {
   return (kv_len + p.page_size - 1) / p.page_size;
 }
 
-// Positions of one side: their array's stride, and the values, which may be negative only down to `least`.
+// Positions of one side: their array's stride, and the values, which may be negative only down to `least`. One array may serve both sides.
 struct PositionSide {
+  bool queries;
   const char *name, *stride_name;
   const int32_t* data;
   int64_t stride, least, longest;
@@ -167,10 +168,9 @@ fovea_status CheckPositions(const fovea_attention_params& p, const PositionSide&
   }
   if (side.data == nullptr) return FOVEA_OK;
   FOVEA_TRY(CheckArrayStride(side.stride_name, side.stride, p.batch, side.longest, "rows"));
-  const bool queries = side.data == p.q_positions;
   for (int64_t b = 0; b < p.batch; ++b) {
-    const int32_t* values = queries ? QPositions(p, b) : KvPositions(p, b);
-    const int64_t n = queries ? QLen(p, b) : KvLen(p, b);
+    const int32_t* values = side.queries ? QPositions(p, b) : KvPositions(p, b);
+    const int64_t n = side.queries ? QLen(p, b) : KvLen(p, b);
     int32_t low = 0, high = 0;
     for (int64_t i = 0; i < n; ++i) {
       low = std::min(low, values[i]);
@@ -180,7 +180,7 @@ fovea_status CheckPositions(const fovea_attention_params& p, const PositionSide&
     int64_t i = 0;
     while (values[i] <= kMaxLength && values[i] >= side.least) ++i;
     return Fail(kInvalid, "%s[%" PRId64 "][%" PRId64 "] = %" PRId32 ": must be %s 2^30", side.name, b, i, values[i],
-                queries ? "within +-" : "below");
+                side.queries ? "within +-" : "below");
   }
   return FOVEA_OK;
 }
@@ -232,9 +232,9 @@ fovea_status CheckSequences(const fovea_attention_params& p, Needed* needed) {
   }
   constexpr int64_t kAny = std::numeric_limits<int32_t>::min();
   FOVEA_TRY(CheckPositions(
-      p, {"q_positions", "q_positions_stride", p.q_positions, p.q_positions_stride, -kMaxLength, longest_q, q}));
+      p, {true, "q_positions", "q_positions_stride", p.q_positions, p.q_positions_stride, -kMaxLength, longest_q, q}));
   return CheckPositions(
-      p, {"kv_positions", "kv_positions_stride", p.kv_positions, p.kv_positions_stride, kAny, longest_kv, kv});
+      p, {false, "kv_positions", "kv_positions_stride", p.kv_positions, p.kv_positions_stride, kAny, longest_kv, kv});
 }
 
 fovea_status CheckSlopes(const fovea_attention_params& p) {

@@ -117,6 +117,18 @@ TEST_CASE("a row with a sink and no permitted key has O = +0 and LSE = sink") {
   }
 }
 
+TEST_CASE("a sink of -inf is none: one key whose score is -FLT_MAX gives mean(V), its LSE finite") {
+  const std::vector<float> sinks = {-kInf, -kInf};
+  for (const RowsAndKeys& shape : {RowsAndKeys{1, 1}, RowsAndKeys{1, 2}, RowsAndKeys{40, 1}}) {
+    INFO("q_len ", shape.q_len, ", kv_len ", shape.kv_len);
+    AttentionCase c(Spec({shape.q_len, shape.kv_len}));
+    c.SetBias([](int64_t, int64_t, int64_t, int64_t) { return -3e38f; });
+    c.p.sinks = sinks.data();
+    CHECK(RunAndCheck(&c) == "");
+    for (int64_t h = 0; h < 2; ++h) CHECK(c.Lse(0, h, shape.q_len - 1) == -std::numeric_limits<float>::max());
+  }
+}
+
 TEST_CASE("one row without keys among others: only that row is empty") {
   input_type = EachInputType();
   for (const RowsAndKeys& shape : {RowsAndKeys{3, 70}, RowsAndKeys{70, 300}}) {

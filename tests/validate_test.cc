@@ -330,6 +330,8 @@ const Case kRefused[] = {
      [](Problem& t) { t.p.q_positions = t.Array({0, 1, 2, -(1 << 30), 1, 2}), t.p.q_positions_stride = 3; }},
     {"kv_positions[0][4] = 1073741824: must be below 2^30", kInvalid, kAlways,
      [](Problem& t) { t.p.kv_positions = t.Array({0, 1, -1, INT32_MIN, 1 << 30}); }},
+    {"kv_positions[0][4] = 1073741824: must be below 2^30", kInvalid, kAlways,
+     [](Problem& t) { t.p.q_positions = t.p.kv_positions = t.Array({0, 1, 2, 3, 1 << 30}); }},
     {"q_positions is given: q_offset, q_offsets and q_align", kInvalid, kAlways,
      [](Problem& t) { t.p.q_positions = t.memory.array, t.p.q_offset = 1; }},
     {"q_positions is given", kInvalid, kAlways, [](Problem& t) { t.p.q_positions = t.p.q_offsets = t.memory.array; }},

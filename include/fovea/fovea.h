@@ -21,7 +21,8 @@
  * Sources: online softmax, Milakov & Gimelshein 2018 (alg. 3); tiling and LSE, Dao 2023, "FlashAttention-2" (alg. 1);
  * ALiBi, Press et al. 2022 (sec. 3); soft cap, Gemma 2 report 2024 (sec. 2); attention sinks, gpt-oss 2025.
  *
- * A bias above 2.3e38 counts as +inf; a sink of +inf gives O = 0, LSE = +inf; a soft cap above 1e30 is none.
+ * A bias above 2.3e38 counts as +inf; a sink of +inf gives O = 0, LSE = +inf, one of -inf is none; a soft cap above 1e30 is none. Of scores
+ * beyond +-2.3e38 by Q K^T or ALiBi themselves nothing is promised.
  *
  * Threading: every function may be called from any number of threads at once; calls share nothing but the chosen
  * target and the default exec. No function throws, prints, aborts (an OpenMP runtime may, where the system gives it no
@@ -268,8 +269,8 @@ FOVEA_API fovea_status fovea_exec_init(fovea_exec* exec, size_t size); /* as fov
 FOVEA_API fovea_status fovea_set_default_exec(const fovea_exec* exec);
 
 /* Bytes of workspace that fovea_attention_forward and fovea_attention_plan need for these shapes, strides, dtypes, scores_stage, threads, flags
- * and the chosen target. Reads length arrays, but no tensor's data. Monotone in every length and in batch, and does not grow
- * with kv_len: ask once for the largest shapes. num_threads = 0 is resolved anew at each call: name a number to be sure. */
+ * and the chosen target. Reads length arrays, but no tensor's data. Monotone in every length and in batch, and from kv_len 2 on does
+ * not grow with kv_len (strides of one row say nothing): ask once for the largest shapes. num_threads = 0 is resolved anew at each call: name a number to be sure. */
 FOVEA_API fovea_status fovea_attention_workspace_size(const fovea_attention_params* params, const fovea_exec* exec,
                                                       size_t* bytes);
 

@@ -179,11 +179,11 @@ static inline bool Aliases(int64_t stride_bytes) {
 static inline bool CopiesRows(int32_t dtype, int64_t stride_row) { return dtype != kF32 || Aliases(stride_row * StorageBytes(dtype)); }
 
 // LSE, natural, of a running maximum m in log2 units and a sum l. A row that saw no key but its sink gives the sink back exactly; where
-// every score is -FLT_MAX (log2 units end there), so is LSE.
+// every score is -FLT_MAX (log2 units end there), so is LSE. A sink of -inf is none.
 static inline float Lse(double m, double l, const float* sink) {
   const double lowest = -static_cast<double>(FLT_MAX);
   if (l == 0.0) return -HUGE_VALF;
-  if (sink && l == 1.0 && (m == static_cast<double>(*sink * 1.44269504088896341f) || (m == lowest && *sink < -2e38f))) return *sink;
+  if (sink && *sink > -HUGE_VALF && l == 1.0 && (m == static_cast<double>(*sink * 1.44269504088896341f) || (m == lowest && *sink < -2e38f))) return *sink;
   if (m <= lowest && m >= 1.01 * lowest && l > 0.0) return -FLT_MAX;
   return static_cast<float>((m + log2(l)) * 0.693147180559945309417);
 }
