@@ -165,8 +165,8 @@ HWY_NOINLINE void DotChunk(const T* k, int64_t stride, const float* HWY_RESTRICT
 // ---- P V
 
 // to[row][c .. c + W vectors) = from + p V + base for R rows, in key order: R * W accumulators, a for the first row and b for the second; where
-// one row has 16, b for its vectors from 8 on. p: [row][kBlockKeys]; the others: [row][pitch], from and base null for 0. Where kPairsAreMixed the order
-// of columns is LoadPair's until base is added. to_come: used where kPrefetchesInLoops; kPasses: as ColumnsAhead.
+// one row has 16, b for its vectors from 8 on. p: [row][kBlockKeys]; the others: [row][pitch], from and base null for 0. Where kPairsAreMixed the
+// order of columns is LoadPair's until base is added. to_come: used where kPrefetchesInLoops; kPasses: as ColumnsAhead.
 template <int R, int W, int kPasses, class T>
 HWY_INLINE void PvColumns(const T* v, int64_t stride, const float* HWY_RESTRICT p, size_t c, size_t keys, const ToCome* to_come,
                           const float* from, const float* base, float* to, size_t pitch) {

@@ -183,7 +183,8 @@ static inline bool CopiesRows(int32_t dtype, int64_t stride_row) { return dtype 
 static inline float Lse(double m, double l, const float* sink) {
   const double lowest = -static_cast<double>(FLT_MAX);
   if (l == 0.0) return -HUGE_VALF;
-  if (sink && *sink > -HUGE_VALF && l == 1.0 && (m == static_cast<double>(*sink * 1.44269504088896341f) || (m == lowest && *sink < -2e38f))) return *sink;
+  const bool only_sink = sink && *sink > -HUGE_VALF && l == 1.0;
+  if (only_sink && (m == static_cast<double>(*sink * 1.44269504088896341f) || (m == lowest && *sink < -2e38f))) return *sink;
   if (m <= lowest && m >= 1.01 * lowest && l > 0.0) return -FLT_MAX;
   return static_cast<float>((m + log2(l)) * 0.693147180559945309417);
 }
