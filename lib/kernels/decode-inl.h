@@ -16,6 +16,8 @@
 #define FOVEA_LIB_KERNELS_DECODE_INL_H_
 #endif
 
+#include <string.h>
+
 #include "hwy/highway.h"
 #include "lib/kernels/convert-inl.h"
 #include "lib/kernels/decode_memory-inl.h"
