@@ -192,6 +192,18 @@ fovea_status CheckMhaCache(const fovea_mha_params& p, CheckData data) {
   return FOVEA_OK;
 }
 
+// The layer's pages and scales, for the append to its cache and for attention over it.
+template <class Params>
+void TakeCache(const fovea_mha_params& p, Params* a) {
+  a->block_table = p.block_table;
+  a->block_table_stride = p.block_table_stride;
+  a->num_pages = p.num_pages;
+  a->page_size = p.page_size;
+  a->k_scale = p.k_scale;
+  a->v_scale = p.v_scale;
+  a->k_channel_scale = p.k_channel_scale;
+}
+
 // The options of attention, with the lengths and positions of the layer.
 fovea_status MhaAttention(const fovea_mha_params& p, fovea_attention_params* a) {
   if (p.attention == nullptr) {
@@ -224,13 +236,7 @@ fovea_status MhaAttention(const fovea_mha_params& p, fovea_attention_params* a) 
   a->total_q = p.total_q;
   a->kv_len = MhaKvLen(p);
   if (cache) {
-    a->block_table = p.block_table;
-    a->block_table_stride = p.block_table_stride;
-    a->num_pages = p.num_pages;
-    a->page_size = p.page_size;
-    a->k_scale = p.k_scale;
-    a->v_scale = p.v_scale;
-    a->k_channel_scale = p.k_channel_scale;
+    TakeCache(p, a);
   } else if (cross) {
     a->kv_lens = p.kv_lens;
     a->cu_seqlens_kv = p.cu_seqlens_kv;
@@ -267,13 +273,7 @@ fovea_kv_append_params MhaAppend(const fovea_mha_params& p) {
   a.v_cache = p.v_cache;
   a.kv_starts = p.kv_starts;
   a.capacity = p.capacity;
-  a.block_table = p.block_table;
-  a.block_table_stride = p.block_table_stride;
-  a.num_pages = p.num_pages;
-  a.page_size = p.page_size;
-  a.k_scale = p.k_scale;
-  a.v_scale = p.v_scale;
-  a.k_channel_scale = p.k_channel_scale;
+  TakeCache(p, &a);
   return a;
 }
 
