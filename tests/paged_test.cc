@@ -399,6 +399,87 @@ TEST_CASE("paged: block_table is not read before the first key that a window lea
   }
 }
 
+// Where decode prefetches: no row behind the last permitted key is one, nor its entry read, whatever part of the keys is the last.
+TEST_CASE("paged: few rows over a cache in parts, pages of any size and order of axes: the bits of a contiguous one, no entry behind causality read") {
+  constexpr int64_t kHeads = 2, kMostDim = 64, kKeys = 1300;
+  Rng rng(FirstSeed(9));
+  for (int32_t dtype : {FOVEA_F32, FOVEA_BF16, FOVEA_I8}) {
+    const size_t size = static_cast<size_t>(fovea::DtypeBytes(dtype));
+    std::vector<unsigned char> kv[2];  // [head][key][dim]
+    for (std::vector<unsigned char>& bytes : kv) {
+      bytes.resize(kHeads * kKeys * kMostDim * size);
+      for (size_t i = 0; i < bytes.size() / size; ++i) {
+        const float value = rng.Normal();
+        const int8_t step = static_cast<int8_t>(40.0f * std::clamp(value, -3.0f, 3.0f));
+        if (dtype == FOVEA_I8) std::memcpy(&bytes[i], &step, 1);
+        if (dtype == FOVEA_F32) std::memcpy(&bytes[i * size], &value, 4);
+        if (dtype == FOVEA_BF16) std::memcpy(&bytes[i * size], reinterpret_cast<const unsigned char*>(&value) + 2, 2);
+      }
+    }
+    for (int64_t page : {1, 8, 16, 24, 32, 64, 112}) {
+      for (int64_t keys : {kKeys, int64_t{1111}, int64_t{1024}}) {
+        const int64_t rows = rng.Int(1, 4), group = rng.Int(1, 2), pages = (keys + page - 1) / page;
+        const int64_t dim = rng.Int(0, 1) == 1 ? kMostDim : 40;
+        const size_t row = size * static_cast<size_t>(dim);
+        const bool heads_outside = rng.Int(0, 1) == 1;
+        CAPTURE(dtype);
+        CAPTURE(page);
+        CAPTURE(keys);
+        CAPTURE(rows);
+        CAPTURE(group);
+        CAPTURE(heads_outside);
+        CAPTURE(dim);
+        std::vector<int32_t> order(static_cast<size_t>(pages));
+        std::iota(order.begin(), order.end(), 0);
+        for (size_t n = order.size() - 1; n > 0; --n) std::swap(order[n], order[static_cast<size_t>(rng.Int(0, static_cast<int64_t>(n)))]);
+        const GuardedArray<int32_t> table(order, Guard::kAfter);
+        std::vector<unsigned char> cache[2];
+        for (int side = 0; side < 2; ++side) {
+          cache[side].resize(static_cast<size_t>(kHeads * pages * page) * row);
+          for (int64_t h = 0; h < kHeads; ++h) {
+            for (int64_t j = 0; j < keys; ++j) {
+              const int64_t in_page = heads_outside ? h * page + j % page : j % page * kHeads + h;
+              const int64_t to = order[static_cast<size_t>(j / page)] * kHeads * page + in_page;
+              std::memcpy(&cache[side][static_cast<size_t>(to) * row], &kv[side][static_cast<size_t>(h * kKeys + j) * row], row);
+            }
+          }
+        }
+        std::vector<float> q(static_cast<size_t>(kHeads * group * rows * dim)), out[2];
+        for (float& value : q) value = rng.Normal();
+        fovea_attention_params p;
+        fovea_attention_params_init(&p, sizeof p);
+        p.batch = 1;
+        p.num_q_heads = kHeads * group;
+        p.num_kv_heads = kHeads;
+        p.q_len = rows;
+        p.kv_len = kKeys;
+        p.head_dim = dim;
+        p.causal = 1;
+        p.q_offset = keys - rows;
+        p.q = fovea_tensor_bhsd(q.data(), FOVEA_F32, kHeads * group, rows, dim);
+        p.k = fovea_tensor_bhsd(kv[0].data(), dtype, kHeads, kKeys, dim);
+        p.v = fovea_tensor_bhsd(kv[1].data(), dtype, kHeads, kKeys, dim);
+        for (std::vector<float>& result : out) {
+          result.assign(q.size(), kNan);
+          p.out = fovea_tensor_bhsd(result.data(), FOVEA_F32, kHeads * group, rows, dim);
+          const fovea_exec exec = Threads(1);
+          Run(p, &exec);
+          p.block_table = table.data();
+          p.num_pages = pages;
+          p.page_size = page;
+          for (int side = 0; side < 2; ++side) {
+            fovea_tensor& cached = side ? p.v : p.k;
+            cached = heads_outside ? fovea_tensor_bhsd(cache[side].data(), dtype, kHeads, page, dim)
+                                   : fovea_tensor_bshd(cache[side].data(), dtype, kHeads, page, dim);
+          }
+        }
+        CHECK(std::memcmp(out[0].data(), out[1].data(), sizeof(float) * out[0].size()) == 0);
+        CHECK(!std::isnan(out[0][0]));
+      }
+    }
+  }
+}
+
 TEST_CASE("paged: a sliding window over a ring of pages, step by step") {
   // 4 pages of 5 rows hold a window of 12 keys for ever: token j overwrites what left the window long ago.
   constexpr int64_t kSteps = 90, kPageSize = 5, kPages = 4, kDim = 9, kWindow = 12;

@@ -148,7 +148,7 @@ HWY_NOINLINE void DecodeSoftmax(P policy, DecodeRow& row, const ScoreRule& score
 // A block of the walk: keys [begin, end) of the kDecodeKeys from kb; half: 0 or 1, which half of a row's P and bias is its own.
 struct DecodeBlock {
   int32_t kb, begin, end;
-  int32_t walk_end;  // behind the last key of all blocks
+  int32_t walk_end;  // WalkEnd
   bool use_bias;
   size_t half;
 };
@@ -174,92 +174,31 @@ HWY_INLINE bool HasRowsToCome(const DecodeBlock& block, int32_t key, size_t n, i
   return key + ahead + static_cast<int32_t>(n) <= block.walk_end;
 }
 
-// Whether each product prefetches for both, two streams at any time: one pass over one or two rows of q, K and V of one type and without gaps, and
-// two lines or more for each step of P V.
-template <class T>
-HWY_INLINE bool ReadsTwoStreams(const AttentionTask& t, size_t num_rows) {
-  const size_t columns = num_rows > 2 ? 0 : 8 / num_rows * hn::Lanes(DF());  // of a step: PvChunk
-  return columns * sizeof(T) >= 128 && static_cast<size_t>(t.head_dim) % columns == 0 && t.k_dtype == t.v_dtype && t.head_dim == t.v_head_dim &&
-         t.k_stride_row == t.head_dim && t.v_stride_row == t.head_dim;
-}
+// ---- The products of a turn
 
-// The rows kPrefetchRows<T> after the chunk of n at `rows`, the first of which is `key`'s. If there are none such, or the chunk is no whole one, or
-// in pages: the first of its own rows, which is about to be read, again and again. beside: the other product's key meanwhile, of side `other`.
+// Scores of n keys, one stride apart, for all rows: to row.p[at ..). to_come: used where kPrefetchesInLoops.
 template <class T>
-HWY_INLINE ToCome RowsToCome(const AttentionTask& t, const T* rows, int64_t stride, size_t dim, const DecodeBlock& block, int32_t key, size_t n,
-                             size_t num_rows, const Side& other, int32_t beside) {
-  constexpr int32_t kAhead = kPrefetchRows<T>;
-  const int64_t size = sizeof(T), bytes = static_cast<int64_t>(dim) * size;
-  const bool any = !t.block_table && n == kChunkKeys && HasRowsToCome(block, key, n, kAhead);
-  if (!any) return {reinterpret_cast<const char*>(rows), 0, bytes, 0, nullptr};
-  const bool two = ReadsTwoStreams<T>(t, num_rows) && beside >= 0 && HasRowsToCome(block, beside, n, kAhead);
-  return {reinterpret_cast<const char*>(rows + kAhead * stride), stride * size, bytes, 0,
-          two ? static_cast<const char*>(SideRow(t, other, beside + kAhead)) : nullptr};
-}
-
-// Scores of the block's keys [first, first + n), counted from begin and one stride apart, for all rows.
-template <class T>
-HWY_INLINE void DotKeyRange(const AttentionTask& t, T /*type of K*/, DecodeRow* rows, size_t num_rows, const DecodeBlock& block, size_t first,
-                            size_t n) {
-  const size_t dim = static_cast<size_t>(t.head_dim), pitch = PadToVector(dim);
-  const int32_t key = block.begin + static_cast<int32_t>(first);
-  const size_t at = PlaceOf(block, key);
-  const int64_t stride = t.k_stride_row;
-  const T* k = static_cast<const T*>(KRow(t, key));
-  if (t.block_table) PrefetchPaged(t, KSide(t), T(), key, n, block.walk_end, dim);
-  if constexpr (kPrefetchesInLoops) {
-    ToCome to_come = RowsToCome(t, k, stride, dim, block, key, n, num_rows, VSide(t), key - kDecodeKeys);
-    constexpr size_t kMost = kRowsAtOnce<T>;
-    const bool once = IsOnePass<T>(num_rows);
-    for (size_t r = 0, step; r < num_rows; r += step) {
-      step = num_rows - r < 2 ? 1 : num_rows - r < kMost ? 2 : kMost;
-      const auto chunk = step == 1   ? once ? &DotChunkAhead<1, 1, T> : &DotChunkAhead<1, 2, T>
-                         : step == 2 ? once ? &DotChunkAhead<2, 1, T> : &DotChunkAhead<2, 2, T>
-                         : once      ? &DotChunkAhead<kMost, 1, T>
-                                     : &DotChunkAhead<kMost, 2, T>;
-      chunk(k, stride, rows[r].q, pitch, dim, n, &to_come, rows[r].p + at);
-      to_come.pass = 1;
-    }
-  } else {
-    const bool prefetches = PrefetchesRows(T(), num_rows, stride, dim);
-    const int32_t ahead = !t.block_table && prefetches && HasRowsToCome(block, key, n, kPrefetchRows<T>) ? 1 : 0;
-    if (!t.block_table && !prefetches && HasRowsToCome(block, key, n, static_cast<int32_t>(kChunkKeys))) PrefetchTurn(k + kChunkKeys * dim);
-    size_t r = 0;
-    for (; r + 4 <= num_rows; r += 4) DotChunk<4>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
-    for (; r + 2 <= num_rows; r += 2) DotChunk<2>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
-    for (; r < num_rows; ++r) DotChunk<1>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
+HWY_INLINE void DotPasses(const T* k, int64_t stride, size_t dim, DecodeRow* rows, size_t num_rows, size_t at, size_t n, ToCome& to_come) {
+  const size_t pitch = PadToVector(dim);
+  constexpr size_t kMost = kRowsAtOnce<T>;
+  const bool once = IsOnePass<T>(num_rows);
+  for (size_t r = 0, step; r < num_rows; r += step) {
+    step = num_rows - r < 2 ? 1 : num_rows - r < kMost ? 2 : kMost;
+    const auto chunk = step == 1   ? once ? &DotChunkAhead<1, 1, T> : &DotChunkAhead<1, 2, T>
+                       : step == 2 ? once ? &DotChunkAhead<2, 1, T> : &DotChunkAhead<2, 2, T>
+                       : once      ? &DotChunkAhead<kMost, 1, T>
+                                   : &DotChunkAhead<kMost, 2, T>;
+    chunk(k, stride, rows[r].q, pitch, dim, n, &to_come, rows[r].p + at);
+    to_come.pass = 1;
   }
 }
 
-// P V of the same, as PvPart.
+// P V of n keys for all rows, P at row.p[at ..). O of a block's keys alone begins with its first turn and is added to o with its last.
 template <class T>
-HWY_INLINE void PvKeyRange(const AttentionTask& t, T /*type of V*/, DecodeRow* rows, size_t num_rows, const DecodeBlock& block, size_t first,
-                           size_t n, MaxRule rule, bool redo) {
-  const size_t dim = static_cast<size_t>(t.v_head_dim), pitch = PadToVector(dim);
-  const int32_t key = block.begin + static_cast<int32_t>(first);
-  const size_t at = PlaceOf(block, key);
-  const int64_t stride = t.v_stride_row;
-  const T* v = static_cast<const T*>(VRow(t, key));
-  if (redo) {
-    for (size_t j = 0; j < n; ++j, v += stride) {
-      if (IsPermitted(rows[0], block, key + static_cast<int32_t>(j))) Pv1(v, rows[0].p[at + j] * rule.weight, dim, rows[0].block_o);
-    }
-    return;
-  }
-  ToCome to_come = {};
-  if (t.block_table) PrefetchPaged(t, VSide(t), T(), key, n, block.walk_end, dim);
-  if constexpr (kPrefetchesInLoops) {
-    to_come = RowsToCome(t, v, stride, dim, block, key, n, num_rows, KSide(t), key + kDecodeKeys);
-  } else if (!t.block_table) {
-    if (!PrefetchesRows(T(), num_rows, stride, dim) && !(kWidensOnce<T> && num_rows >= 4)) {
-      if (HasRowsToCome(block, key, n, static_cast<int32_t>(kChunkKeys))) PrefetchTurn(v + kChunkKeys * dim);
-    } else if (HasRowsToCome(block, key, n, kPrefetchRows<T>)) {
-      for (size_t j = 0; j < n; ++j) PrefetchRow(v + (static_cast<int64_t>(j) + kPrefetchRows<T>) * stride, dim);
-    }
-  }
-  // O of the block's keys alone begins with its first chunk, and is added to o with the last.
-  const bool last = first + n == static_cast<size_t>(block.end - block.begin);
-  const auto from = [&](const DecodeRow& row) HWY_ATTR { return first == 0 ? nullptr : row.block_o; };
+HWY_INLINE void PvPasses(const T* v, int64_t stride, size_t dim, DecodeRow* rows, size_t num_rows, size_t at, size_t n, ToCome& to_come, bool first,
+                         bool last) {
+  const size_t pitch = PadToVector(dim);
+  const auto from = [&](const DecodeRow& row) HWY_ATTR { return first ? nullptr : row.block_o; };
   const auto base = [&](const DecodeRow& row) HWY_ATTR { return last ? row.o : nullptr; };
   const auto to = [&](const DecodeRow& row) HWY_ATTR { return last ? row.o : row.block_o; };
   size_t r = 0;
@@ -278,6 +217,130 @@ HWY_INLINE void PvKeyRange(const AttentionTask& t, T /*type of V*/, DecodeRow* r
     const auto chunk = step == 2 ? once ? &PvChunk<2, 1, T> : &PvChunk<2, kMore, T> : once ? &PvChunk<1, 1, T> : &PvChunk<1, kMore, T>;
     chunk(v, stride, rows[r].p + at, 0, dim, n, &to_come, from(rows[r]), base(rows[r]), to(rows[r]), pitch);
   }
+}
+
+// ---- Turns over whole blocks, where the products prefetch (kPrefetchesInLoops). What a turn computes again costs as much as a tenth of its FMAs, and
+// memory idles meanwhile.
+
+// One side in the turns over a block.
+struct Turns {
+  const AttentionTask* pages;  // where to look rows up by block_table; null: they lie one stride apart from base, key 0's, on
+  Side side;
+  const char* base;
+  int64_t stride, bytes;    // of a row
+  int64_t first, walk_end;  // the block's first key; DecodeBlock's walk_end
+  const Turns* other;       // where two streams are read: the other side, else null
+  size_t dim;
+};
+HWY_INLINE const char* RowOf(const Turns& turns, int64_t key) {
+  if (turns.pages) return static_cast<const char*>(SideRow(*turns.pages, turns.side, static_cast<int32_t>(key)));
+  return turns.base + key * turns.stride;
+}
+
+// Whether a turn's rows lie one stride apart: no page ends within it.
+HWY_INLINE bool TurnsFitPages(const AttentionTask& t) { return !t.block_table || t.page_size % static_cast<int32_t>(kChunkKeys) == 0; }
+
+// Whether each product prefetches for both, two streams at any time: one pass over one or two rows of q, K and V of one type and without gaps, and
+// two lines or more for each step of P V.
+HWY_INLINE bool ReadsTwoStreams(const AttentionTask& t, size_t num_rows) {
+  const size_t columns = num_rows > 2 ? 0 : 8 / num_rows * hn::Lanes(DF());  // of a step: PvChunk
+  return columns * static_cast<size_t>(StorageBytes(t.k_dtype)) >= 128 && static_cast<size_t>(t.head_dim) % columns == 0 &&
+         t.k_dtype == t.v_dtype && t.head_dim == t.v_head_dim && t.k_stride_row == t.head_dim && t.v_stride_row == t.head_dim;
+}
+
+HWY_INLINE Turns MakeTurns(const AttentionTask& t, const Side& side, int32_t dim, const DecodeBlock& block) {
+  const int64_t size = StorageBytes(side.dtype);
+  return {t.block_table ? &t : nullptr, side,           static_cast<const char*>(side.base), side.stride_row * size, dim * size, block.begin,
+          block.walk_end,               nullptr,        static_cast<size_t>(dim)};
+}
+
+// What the turn from `key` on prefetches: the rows kPrefetchRows<T> after its own; if there are none such, the first of its own, which is about to be
+// read, again and again.
+template <class T>
+HWY_INLINE ToCome NextTurn(T /*its type*/, const Turns& turns, int64_t key, const char* rows) {
+  constexpr int64_t kAhead = kPrefetchRows<T>, kTurn = static_cast<int64_t>(kChunkKeys);
+  if (key + kAhead + kTurn > turns.walk_end) return {rows, 0, turns.bytes, 0, nullptr};
+  if (kBeginsPages<T> && turns.stride == turns.bytes && key + kAhead + 2 * kTurn <= turns.walk_end) {
+    const char* const after = RowOf(turns, key + kAhead + kTurn);
+    for (int64_t i = 2048; i < kTurn * turns.bytes; i += 4096) __builtin_prefetch(after + i, 0, 2);
+  }
+  const char* other = nullptr;
+  if (turns.other) {
+    const int64_t beside = turns.other->first + key - turns.first + kAhead;
+    if (beside + kTurn <= turns.other->walk_end) other = RowOf(*turns.other, beside);
+  }
+  return {RowOf(turns, key + kAhead), turns.stride, turns.bytes, 0, other};
+}
+
+// The turn from the j-th key of the block on; at: where its scores or P lie.
+template <class T>
+HWY_NOINLINE void DotTurn(const Turns& k, DecodeRow* rows, size_t num_rows, size_t j, size_t at) {
+  const int64_t key = k.first + static_cast<int64_t>(j);
+  const char* const from = RowOf(k, key);
+  ToCome to_come = NextTurn(T(), k, key, from);
+  DotPasses(reinterpret_cast<const T*>(from), k.side.stride_row, k.dim, rows, num_rows, at, kChunkKeys, to_come);
+}
+
+template <class T>
+HWY_NOINLINE void PvTurn(const Turns& v, DecodeRow* rows, size_t num_rows, size_t j, size_t at) {
+  const int64_t key = v.first + static_cast<int64_t>(j);
+  const char* const from = RowOf(v, key);
+  ToCome to_come = NextTurn(T(), v, key, from);
+  PvPasses(reinterpret_cast<const T*>(from), v.side.stride_row, v.dim, rows, num_rows, at, kChunkKeys, to_come, j == 0, j + kChunkKeys == kDecodeKeys);
+}
+
+// ---- Turns over any block
+
+// Scores of the block's keys [first, first + n), counted from begin and one stride apart, for all rows.
+template <class T>
+HWY_INLINE void DotKeyRange(const AttentionTask& t, T /*type of K*/, DecodeRow* rows, size_t num_rows, const DecodeBlock& block, size_t first,
+                            size_t n) {
+  const size_t dim = static_cast<size_t>(t.head_dim), pitch = PadToVector(dim);
+  const int32_t key = block.begin + static_cast<int32_t>(first);
+  const size_t at = PlaceOf(block, key);
+  const int64_t stride = t.k_stride_row;
+  const T* k = static_cast<const T*>(KRow(t, key));
+  if (t.block_table) PrefetchPaged(t, KSide(t), T(), key, n, block.walk_end, dim);
+  if constexpr (kPrefetchesInLoops) {
+    ToCome to_come = OwnRows(k, dim);
+    DotPasses(k, stride, dim, rows, num_rows, at, n, to_come);
+  } else {
+    const bool prefetches = PrefetchesRows(T(), num_rows, stride, dim);
+    const int32_t ahead = !t.block_table && prefetches && HasRowsToCome(block, key, n, kPrefetchRows<T>) ? 1 : 0;
+    if (!t.block_table && !prefetches && HasRowsToCome(block, key, n, static_cast<int32_t>(kChunkKeys))) PrefetchTurn(k + kChunkKeys * dim);
+    size_t r = 0;
+    for (; r + 4 <= num_rows; r += 4) DotChunk<4>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
+    for (; r + 2 <= num_rows; r += 2) DotChunk<2>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
+    for (; r < num_rows; ++r) DotChunk<1>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
+  }
+}
+
+// P V of the same, as PvPart.
+template <class T>
+HWY_INLINE void PvKeyRange(const AttentionTask& t, T /*type of V*/, DecodeRow* rows, size_t num_rows, const DecodeBlock& block, size_t first,
+                           size_t n, MaxRule rule, bool redo) {
+  const size_t dim = static_cast<size_t>(t.v_head_dim);
+  const int32_t key = block.begin + static_cast<int32_t>(first);
+  const size_t at = PlaceOf(block, key);
+  const int64_t stride = t.v_stride_row;
+  const T* v = static_cast<const T*>(VRow(t, key));
+  if (redo) {
+    for (size_t j = 0; j < n; ++j, v += stride) {
+      if (IsPermitted(rows[0], block, key + static_cast<int32_t>(j))) Pv1(v, rows[0].p[at + j] * rule.weight, dim, rows[0].block_o);
+    }
+    return;
+  }
+  if (t.block_table) PrefetchPaged(t, VSide(t), T(), key, n, block.walk_end, dim);
+  if (!kPrefetchesInLoops && !t.block_table) {
+    if (!PrefetchesRows(T(), num_rows, stride, dim) && !(kWidensOnce<T> && num_rows >= 4)) {
+      if (HasRowsToCome(block, key, n, static_cast<int32_t>(kChunkKeys))) PrefetchTurn(v + kChunkKeys * dim);
+    } else if (HasRowsToCome(block, key, n, kPrefetchRows<T>)) {
+      for (size_t j = 0; j < n; ++j) PrefetchRow(v + (static_cast<int64_t>(j) + kPrefetchRows<T>) * stride, dim);
+    }
+  }
+  ToCome to_come = OwnRows(v, dim);
+  const bool last = first + n == static_cast<size_t>(block.end - block.begin);
+  PvPasses(v, stride, dim, rows, num_rows, at, n, to_come, first == 0, last);
 }
 
 // Calls f(first, n) for those of the block's keys [first, first + n), counted from begin, that lie one stride apart: all, or a page's.
@@ -313,7 +376,10 @@ HWY_INLINE void WithType(int32_t dtype, const F& f) {
 HWY_INLINE void LoadQ(F32Products /*policy*/, const AttentionTask& t, const ScoreRule& score, int64_t i, int64_t h, DecodeRow& row, float* /*room*/) {
   const size_t dim = static_cast<size_t>(t.head_dim), pitch = PadToVector(dim);
   ConvertRowToF32(t.q_dtype, At(t.q, t.q_dtype, h * t.q_stride_head + i * t.q_stride_row), dim, row.q);
-  for (size_t c = 0; c < pitch; ++c) row.q[c] = c < dim ? row.q[c] * score.q_factor : 0.0f;
+  const DF d;
+  const auto factor = hn::Set(d, score.q_factor);
+  for (size_t c = 0; c < pitch; c += hn::Lanes(d)) hn::Store(hn::Mul(hn::Load(d, row.q + c), factor), d, row.q + c);
+  for (size_t c = dim; c < pitch; ++c) row.q[c] = 0.0f;
   for (size_t c = 0; t.k_channel_scale && c < dim; ++c) row.q[c] *= t.k_channel_scale[c];
 }
 
@@ -372,16 +438,45 @@ HWY_INLINE void DotRun(Int8Products /*policy*/, const AttentionTask& t, const Ke
 }
 #endif
 
+// All turns over two whole blocks: Q K^T of one, P V of the other. Null: none.
+template <class P>
+HWY_NOINLINE void TakeTurns(P /*policy*/, const AttentionTask& t, DecodeRow* rows, size_t num_rows, const DecodeBlock* qk, const DecodeBlock* pv) {
+  Turns k = {}, v = {};
+  if (qk) k = MakeTurns(t, KSide(t), t.head_dim, *qk);
+  if (pv) v = MakeTurns(t, VSide(t), t.v_head_dim, *pv);
+  if (qk && pv && ReadsTwoStreams(t, num_rows)) k.other = &v, v.other = &k;
+  auto dot = &DotTurn<float>;
+  auto weigh = &PvTurn<float>;
+  WithType(t.k_dtype, [&](auto type) HWY_ATTR { dot = &DotTurn<decltype(type)>; });
+  WithType(t.v_dtype, [&](auto type) HWY_ATTR { weigh = &PvTurn<decltype(type)>; });
+  for (size_t j = 0; j < kDecodeKeys; j += kChunkKeys) {
+    if (qk) dot(k, rows, num_rows, j, qk->half * kDecodeKeys + j);
+    if (pv) weigh(v, rows, num_rows, j, pv->half * kDecodeKeys + j);
+  }
+}
+
 // ---- The walk
 
+// Behind the last key whose rows may be prefetched: where the walk ends, or where this task is a part and the next one goes on behind it, where the
+// rows' permitted keys end.
+HWY_INLINE int32_t WalkEnd(const AttentionTask& t, const DecodeRow* rows, size_t n, int32_t hi) {
+  int64_t end = int64_t{hi} + 1;
+  if (end < t.kv_end || t.mask || t.bias) return hi + 1;
+  for (size_t r = 0; r < n; ++r) {
+    const int64_t last = t.causal ? rows[r].pos : t.window_right >= 0 ? rows[r].pos + t.window_right : t.kv_prefetch_end;
+    end = HWY_MAX(end, HWY_MIN(last + 1, int64_t{t.kv_prefetch_end}));
+  }
+  return static_cast<int32_t>(end);
+}
+
 // The next block with a permitted key, from kb on. False: none.
-HWY_INLINE bool NextBlock(const AttentionTask& t, size_t first_row, size_t n, int32_t lo, int32_t hi, size_t half, int32_t kb,
-                          DecodeBlock* block) {
+HWY_INLINE bool NextBlock(const AttentionTask& t, size_t first_row, size_t n, int32_t lo, int32_t hi, int32_t walk_end, size_t half,
+                          int32_t kb, DecodeBlock* block) {
   for (; kb <= hi; kb += kDecodeKeys) {
     const int32_t begin = HWY_MAX(kb, lo), end = HWY_MIN(kb + kDecodeKeys, hi + 1);
     const Permits permits = ScanLanes(t, t.lane_begin + static_cast<int64_t>(first_row), static_cast<int64_t>(n), begin, end);
     if (!permits.any) continue;
-    *block = {kb, begin, end, hi + 1, t.bias != nullptr || !permits.all, half};
+    *block = {kb, begin, end, walk_end, t.bias != nullptr || !permits.all, half};
     return true;
   }
   return false;
@@ -406,13 +501,18 @@ HWY_NOINLINE void DecodeRows(P policy, const AttentionTask& t, const KernelScrat
   if (lo > hi) return;
   HWY_ALIGN float k_scale[kDecodeKeys] = {}, v_scale[kDecodeKeys] = {};
   const BlockScales scales = {t.k_scale ? k_scale : nullptr, t.v_scale ? v_scale : nullptr};
+  const int32_t walk_end = WalkEnd(t, rows, n, hi);
   DecodeBlock block = {}, next;
   int32_t kb = lo / kDecodeKeys * kDecodeKeys;
   for (bool more = true, pending = false; more || pending;) {
-    more = more && NextBlock(t, first_row, n, lo, hi, 1 - block.half, kb, &next);
+    more = more && NextBlock(t, first_row, n, lo, hi, walk_end, 1 - block.half, kb, &next);
     const size_t qk_keys = more ? static_cast<size_t>(next.end - next.begin) : 0;
     const size_t pv_keys = pending ? static_cast<size_t>(block.end - block.begin) : 0;
-    for (size_t j = 0; j < HWY_MAX(qk_keys, pv_keys); j += kChunk) {
+    const bool whole = kPrefetchesInLoops && qk_keys % kDecodeKeys == 0 && pv_keys % kDecodeKeys == 0 && TurnsFitPages(t) && !redo;
+    if constexpr (kPrefetchesInLoops) {
+      if (whole) TakeTurns(policy, t, rows, n, more ? &next : nullptr, pending ? &block : nullptr);
+    }
+    for (size_t j = 0; j < HWY_MAX(qk_keys, pv_keys) && !whole; j += kChunk) {
       if (j < qk_keys) {
         EachRun(t, next, j, HWY_MIN(kChunk, qk_keys - j), [&](size_t first, size_t run) HWY_ATTR {
           DotRun(policy, t, s, rows, n, next, first, run);
@@ -440,10 +540,13 @@ HWY_INLINE void WriteDecodeRow(const AttentionTask& t, const DecodeRow& row, siz
   const int32_t dtype = t.part_out ? int32_t{kF32} : t.out_dtype;
   void* const place = t.part_out ? t.part_out + static_cast<int64_t>(r) * t.v_head_dim
                                  : At(t.out, dtype, (lane % t.group) * t.out_stride_head + (lane / t.group) * t.out_stride_row);
-  float* const out = dtype == kF32 ? static_cast<float*>(place) : row.block_o;
   const float inv = row.l == 0.0f ? 0.0f : 1.0f / weight / row.l;
-  for (int32_t c = 0; c < t.v_head_dim; ++c) out[c] = row.o[c] * inv + 0.0f;
-  if (dtype != kF32) ConvertRowFromF32(dtype, out, static_cast<size_t>(t.v_head_dim), place);
+  const DF d;
+  const size_t dim = static_cast<size_t>(t.v_head_dim);
+  for (size_t c = 0; c < dim; c += hn::Lanes(d)) {
+    hn::Store(hn::Add(hn::Mul(hn::Load(d, row.o + c), hn::Set(d, inv)), hn::Zero(d)), d, row.block_o + c);  // -0 becomes 0
+  }
+  ConvertRowFromF32(dtype, row.block_o, dim, place);
 }
 
 template <class P>

@@ -103,6 +103,7 @@ struct AttentionTask {
   int32_t group, q_len, kv_len, head_dim, v_head_dim;
   int32_t lane_begin, lane_count;
   int32_t kv_begin, kv_end;
+  int32_t kv_prefetch_end;  // kv_end, or where the task after this one goes on from there, the end of what those after it read
   int32_t has_sink_here;  // this task's range of keys is the first: it starts from the sink
   float sm_scale;         // natural
   float soft_cap;         // natural, 0 = none
