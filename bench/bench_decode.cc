@@ -45,6 +45,11 @@ void AddRows(const std::string& target) {
   for (const int64_t head_dim : {64, 256}) add([&](Shape& s) { s.head_dim = head_dim; });
   add([](Shape& s) { s.num_q_heads = s.num_kv_heads = 1, s.kv_len = 65536; });  // one kv head, cut over the threads
   add([](Shape& s) { s.num_q_heads = 8, s.num_kv_heads = 1, s.kv_len = 65536; });
+  add([](Shape& s) { s.num_kv_heads = 32, s.row_stride = 4096; });  // [batch][rows][heads][head_dim]
+  for (const int64_t page_size : {16, 64}) {
+    add([&](Shape& s) { s.page_size = page_size; });
+    add([&](Shape& s) { s.page_size = page_size, s.num_kv_heads = 32; });
+  }
   add([](Shape& s) { s.window = 1024; });
   add([](Shape& s) { s.soft_cap = 50.0f; });
 }

@@ -4,6 +4,8 @@
 #include <cctype>
 #include <cmath>
 #include <new>
+#include <numeric>
+#include <random>
 #include <stdexcept>
 
 #include "lib/dtype.h"
@@ -61,6 +63,7 @@ std::string Name(const Shape& s) {
   if (s.bias) name += "/bias";
   if (s.sinks) name += "/sinks";
   if (s.row_stride) name += "/row" + number(s.row_stride * fovea::DtypeBytes(s.dtype) / 1024) + "k";
+  if (s.page_size) name += "/page" + number(s.page_size);
   return name + "/t" + number(s.threads) + "@" + s.target;
 }
 
@@ -132,6 +135,17 @@ Case::Case(const Shape& shape) : shape_(shape) {
   p.k = cache(&k_, &k_scale_, &p.k_scale);
   p.v = cache(&v_, &v_scale_, &p.v_scale);
   p.out = tensor(&out_, s.num_q_heads, s.q_len, false);
+  if (s.page_size) {
+    if (s.batch != 1 || s.kv_len % s.page_size != 0 || s.row_stride || s.dtype == FOVEA_I8) throw std::runtime_error(Name(s) + ": no such pages");
+    block_table_.resize(static_cast<size_t>(s.kv_len / s.page_size));
+    std::iota(block_table_.begin(), block_table_.end(), 0);
+    std::shuffle(block_table_.begin(), block_table_.end(), std::mt19937(1));
+    p.block_table = block_table_.data();
+    p.block_table_stride = p.num_pages = s.kv_len / s.page_size;
+    p.page_size = s.page_size;
+    p.k = fovea_tensor_bhsd(k_.get(), s.dtype, s.num_kv_heads, s.page_size, s.head_dim);
+    p.v = fovea_tensor_bhsd(v_.get(), s.dtype, s.num_kv_heads, s.page_size, s.head_dim);
+  }
   if (s.bias) {
     bias_ = RandomFloats(s.q_len * s.kv_len, seed++ << 40, float_dtype);
     p.bias = fovea_tensor_bhsd(bias_.get(), float_dtype, 1, s.q_len, s.kv_len);

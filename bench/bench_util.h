@@ -26,6 +26,7 @@ struct Shape {
   bool sinks = false;
   int64_t row_stride =
       0;  // elements from row to row of a [batch][rows][heads][head_dim] layout; 0 = [batch][heads][rows][head_dim]
+  int64_t page_size = 0;  // keys of a page of K and V, [pages][num_kv_heads][page_size][head_dim] in random order; 0 = not paged. One sequence, not I8
   int threads = 1;
   std::string target;
 };
@@ -82,6 +83,7 @@ class Case {
 
   Shape shape_;
   Floats q_, k_, v_, k_scale_, v_scale_, out_, bias_, sinks_, workspace_;
+  std::vector<int32_t> block_table_;
   fovea_attention_params params_;
   fovea_exec exec_;
   fovea_attention_info info_;
