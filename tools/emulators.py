@@ -2,7 +2,7 @@
 
 Every target that is compiled runs at every vector length that some emulated CPU gives it, all its test cases, with
 FOVEA_TEST_SCALE's part of the random ones (0.05 unless the environment says otherwise). In brief: each at one length,
-and but for the first (NEON) without the slowest cases. Every CPU also shows that the
+but for the first (NEON) without the slowest cases, and AVX3_DL, which is AVX3 but for int8, those of int8. Every CPU also shows that the
 library chooses the best of its targets by itself. A run counts only if it says that the target was the one asked for.
 """
 import concurrent.futures
@@ -22,6 +22,8 @@ SLOW_CASES = ["*same bits*", "*changes no bit*", "BATCH_INVARIANT: any*", "*do n
               "mask and bias broadcast*", "mask and bias with column*", "positions: *", "MiniLM*", "kv_append: the last row*",
               "*rounding mode*", "mha: a two-layer*", "one row without keys*", "NaN in *", "plan and run_tasks have*",
               "paged: block_table is not read*", "no allocation*", "linear: workspace_size*", "a padding mask of one row*"]
+# In brief, of a target whose other kernels are those of one before it: what it has of its own.
+OWN_CASES = {"AVX3_DL": ["*int8*"]}
 CHOICE = "-tc=this run's target*,set_target: every*,FOVEA_TARGET chooses*"
 
 
@@ -126,9 +128,11 @@ def emulate(aarch64_tests, x86_tests, avx512, filters, summarize, count_cases, b
                 seen.add((name, length))
                 ran[name] = True
                 leaves_out = brief and name != "NEON"
+                own = OWN_CASES.get(name, []) if brief else []
                 case_filters = [*filters, "-tce=" + ",".join(SLOW_CASES)] if leaves_out else filters
+                case_filters = [*case_filters, "-tc=" + ",".join(own)] if own else case_filters
                 submit(f"{name} {8 * vector_bytes}", cpu, program, case_filters, [name],
-                       cpu.label + (", without the slow cases" if leaves_out else ""),
+                       cpu.label + (", its own cases" if own else ", without the slow cases" if leaves_out else ""),
                        count_cases(filters) - count_cases(case_filters), FOVEA_TARGET=name)
 
         if avx512:
