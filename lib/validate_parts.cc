@@ -195,6 +195,7 @@ fovea_status CheckTensor(const Expected& want, const int64_t (&extent)[kDims], C
         return Fail(kInvalid, "%s.dtype = NONE: must be %s where %s.data is given", Text(name).text,
                     TakesText(want.takes), Text(name).text);
       }
+      *t = {};
       return FOVEA_OK;
     }
     if (t->dtype < FOVEA_DTYPE_NONE || t->dtype > FOVEA_Q8_0) {

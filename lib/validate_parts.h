@@ -3,6 +3,7 @@
 #ifndef FOVEA_LIB_VALIDATE_PARTS_H_
 #define FOVEA_LIB_VALIDATE_PARTS_H_
 
+#include <cassert>
 #include <cstddef>
 #include <cstdint>
 
@@ -93,8 +94,8 @@ struct Expected {
 fovea_status MakeView(Name name, const void* data, int64_t element_bytes, const int64_t (&extent)[kDims],
                       const int64_t (&stride)[kDims], View* view);
 
-// Checks one tensor against its extents, zeroes the strides that no index uses (so that later arithmetic cannot meet an
-// absurd value there), and gives its view.
+// Checks one tensor against its extents, zeroes the strides that no index uses, all of an absent one's among them (so that later arithmetic cannot
+// meet an absurd value there), and gives its view.
 fovea_status CheckTensor(const Expected& want, const int64_t (&extent)[kDims], CheckData check, fovea_tensor* t,
                          View* view);
 
@@ -117,13 +118,13 @@ class Views {
 
   fovea_status AddTensor(Name name, bool required, const int64_t (&extent)[kDims], fovea_tensor* t,
                          Takes takes = Takes::kFloats, Columns columns = Columns::kContiguous) {
-    return CheckTensor({name, required, takes, columns}, extent, data_, t, &views_[n_++]);
+    return CheckTensor({name, required, takes, columns}, extent, data_, t, Next());
   }
   // [rows][cols] of 4 bytes, stride apart. One that is not given has no view, but its stride is checked all the same.
   fovea_status AddArray(Name name, const void* data, int64_t rows, int64_t stride, int64_t cols) {
     if (data == nullptr && stride == 0) return FOVEA_OK;
     const int64_t extent[] = {rows, 1, 1, cols}, strides[] = {stride, 0, 0, 1};
-    return MakeView(name, data, 4, extent, strides, &views_[n_++]);
+    return MakeView(name, data, 4, extent, strides, Next());
   }
   fovea_status AddArray(Name name, const void* data, int64_t n) { return AddArray(name, data, 1, 0, n); }
   // An entry for each of these rows; stride: from sequence to sequence.
@@ -144,7 +145,13 @@ class Views {
   int outputs() const { return outputs_; }
 
  private:
-  View views_[40];
+  View* Next() {
+    assert(n_ < kMaxViews);
+    return &views_[n_++];
+  }
+
+  static constexpr int kMaxViews = 40;
+  View views_[kMaxViews];
   int n_, outputs_;
   CheckData data_;
 };

@@ -208,6 +208,29 @@ TEST_CASE("same bits multi-query by head stride 0 and by num_kv_heads 1") {
   }
 }
 
+TEST_CASE("same bits whatever the strides of absent tensors: multi-query by head stride 0, batches, plans") {
+  input_type = FOVEA_F32;
+  CaseSpec spec = Spec(2, 7, kCausal | kBottomRight | kNoLse);
+  spec.num_kv_heads = 1;  // 30 rows; were it 6, 5 rows each would be decode's
+  spec.batch = 3;
+  AttentionCase c(spec);
+  const fovea_exec exec = Threads(1);
+  const std::vector<float> expected = RunBits(&c, exec);
+  c.p.num_kv_heads = c.p.num_q_heads;
+  c.p.k.stride_head = c.p.v.stride_head = 0;
+  c.p.k_scale.stride_head = 5;
+  c.p.lse.stride_batch = std::numeric_limits<int64_t>::max();
+  CHECK(BitDifference(expected, RunBits(&c, exec)) == "");
+
+  size_t bytes = 0;
+  REQUIRE(fovea_attention_workspace_size(&c.p, &exec, &bytes) == FOVEA_OK);
+  std::vector<unsigned char> memory(bytes);
+  const fovea_plan* plan = nullptr;
+  REQUIRE(fovea_attention_plan(&c.p, &exec, memory.data(), bytes, &plan) == FOVEA_OK);
+  c.p.k_scale.stride_head = c.p.mask.stride_col = 6;
+  CHECK(fovea_attention_run_tasks(plan, &c.p, 0, 0, 1, 0) == FOVEA_OK);
+}
+
 TEST_CASE("same bits of K and V so many that they are prefetched, and of one head of them, which are not") {
   input_type = EachInputType();
   const fovea_exec exec = Threads(1, FOVEA_BATCH_INVARIANT);
