@@ -1,8 +1,10 @@
 // The extern "C" functions that compute: validate, plan, pick the table, run.
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include <atomic>
 #include <mutex>
 
 #include "lib/dtype.h"
@@ -74,15 +76,15 @@ fovea_status Report(const fovea_exec* user, fovea_status status) {
   return status;
 }
 
-// "q BF16, k F16": the tensors that are converted, or "none". native_inputs: q, k and v are not.
-void DescribeConversions(const fovea_attention_params& p, bool native_inputs, char* text, size_t capacity) {
+// "q BF16, k F16": the tensors that are converted, or "none". native_qk, native_v: these are not.
+void DescribeConversions(const fovea_attention_params& p, bool native_qk, bool native_v, char* text, size_t capacity) {
   const struct {
     const char* name;
     const fovea_tensor& tensor;
   } tensors[] = {{"q", p.q}, {"k", p.k}, {"v", p.v}, {"out", p.out}, {"bias", p.bias}};
   size_t used = 0;
   for (const auto& t : tensors) {
-    if (native_inputs && (&t.tensor == &p.q || &t.tensor == &p.k || &t.tensor == &p.v)) continue;
+    if ((native_qk && (&t.tensor == &p.q || &t.tensor == &p.k)) || (native_v && &t.tensor == &p.v)) continue;
     if (t.tensor.dtype == FOVEA_F32 || t.tensor.dtype == FOVEA_DTYPE_NONE || used >= capacity) continue;
     const int n = snprintf(text + used, capacity - used, "%s%s %s", used ? ", " : "", t.name, fovea_dtype_str(t.tensor.dtype));
     used += n > 0 ? static_cast<size_t>(n) : 0;
@@ -166,16 +168,18 @@ fovea_status Describe(const fovea_attention_params* params, const fovea_exec* ex
   }
   const KernelTable& table = *call.target->table;
   const KernelScratch scratch = WorkerScratch(*plan, 0);
-  const char *prefill = nullptr, *decode = nullptr;  // their types; a batch's decode may be of two: the one that is not f32
-  bool converts = false;
+  const char *prefill = nullptr, *decode = nullptr;  // their types; decode's beside f32, which sequences of one row take
+  bool decode_f32 = false, converts = false;
   double pairs = 0.0, scores_pairs = 0.0;
   for (int64_t n = 0; n < plan->num_tasks[0]; ++n) {
     AttentionTask t;
     FillTask(*plan, p, plan->tasks[0][n], &t);
     const bool is_decode = plan->tasks[0][n].decode;
     const char* const type = ChooseKernel(p, *call.target, plan->tasks[0][n]).type;
-    const char*& first = is_decode ? decode : prefill;
-    if (!first || strcmp(first, "f32") == 0) first = type;
+    const bool f32 = strcmp(type, "f32") == 0;
+    if (!is_decode) prefill = type;
+    else if (f32) decode_f32 = true;
+    else decode = type;
     converts |= strcmp(type, "bf16") != 0;
     pairs += static_cast<double>(table.live_pairs(t, scratch, !is_decode));
   }
@@ -184,11 +188,18 @@ fovea_status Describe(const fovea_attention_params* params, const fovea_exec* ex
     scores_pairs += static_cast<double>(lanes * kTileVecs) * plan->tasks[2][n].kv_end;
   }
   snprintf(info->target, sizeof info->target, "%s", call.target->name);
-  char tile[48] = "";
+  char tile[48] = "", decode_type[16] = "";
   if (prefill) snprintf(tile, sizeof tile, "prefill_%s_%dx%d", prefill, table.tile_keys, lanes * kTileVecs);
-  snprintf(info->kernels, sizeof info->kernels, "%s%s%s%s%s%s", tile, prefill && decode ? " " : "", decode ? "decode_" : "",
-           decode ? decode : "", plan->num_tasks[1] ? " merge_f32" : "", plan->num_tasks[2] ? " scores_f32" : "");
-  DescribeConversions(p, plan->num_tasks[0] > 0 && !converts, info->conversions, sizeof info->conversions);
+  if (decode) snprintf(decode_type, sizeof decode_type, "decode_%s", decode);
+  info->kernels[0] = '\0';
+  size_t used = 0;
+  const char* const kernels[] = {tile, decode_f32 ? "decode_f32" : "", decode_type, plan->num_tasks[1] ? "merge_f32" : "",
+                                 plan->num_tasks[2] ? "scores_f32" : ""};
+  for (const char* kernel : kernels) {
+    if (*kernel) used += static_cast<size_t>(snprintf(info->kernels + used, sizeof info->kernels - used, "%s%s", used ? " " : "", kernel));
+  }
+  const bool native = plan->num_tasks[0] > 0 && !converts;
+  DescribeConversions(p, native && plan->num_tasks[2] == 0, native, info->conversions, sizeof info->conversions);
   info->num_threads = call.workers;
   info->phases = plan->num_phases;
   info->tasks = plan->num_tasks[0] + plan->num_tasks[1] + plan->num_tasks[2];
@@ -298,8 +309,7 @@ fovea_status InWorkspace(const fovea_exec& e, size_t bytes, const char* what, in
 fovea_status Linear(const fovea_linear_params* params, const fovea_exec* exec) {
   LinearCall call;
   FOVEA_TRY(CheckLinearCall(params, exec, CheckData::kYes, &call));
-  size_t bytes;
-  FOVEA_TRY(LinearWorkspaceBytes(call.p, call.e.flags, *call.target, call.workers, &bytes));
+  const size_t bytes = LinearWorkspaceBytes(call.p, call.e.flags, *call.target, call.workers);
   return InWorkspace(call.e, bytes, "these extents", call.workers, [&](void* memory) {
     RunLinear(call.p, call.e, *call.target, call.workers, memory);
     return fovea_status{FOVEA_OK};
@@ -429,8 +439,8 @@ fovea_status fovea_attention_describe(const fovea_attention_params* params, cons
 fovea_status fovea_linear_workspace_size(const fovea_linear_params* params, const fovea_exec* exec, size_t* bytes) {
   if (!bytes) return Report(exec, Fail(FOVEA_ERR_INVALID_ARGUMENT, "bytes = NULL: must point to a size_t"));
   LinearCall call;
-  fovea_status status = CheckLinearCall(params, exec, CheckData::kNo, &call);
-  if (status == FOVEA_OK) status = LinearWorkspaceBytes(call.p, call.e.flags, *call.target, call.workers, bytes);
+  const fovea_status status = CheckLinearCall(params, exec, CheckData::kNo, &call);
+  if (status == FOVEA_OK) *bytes = LinearWorkspaceBytes(call.p, call.e.flags, *call.target, call.workers);
   return Report(exec, status);
 }
 

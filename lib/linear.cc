@@ -6,7 +6,6 @@
 
 #include "lib/carver.h"
 #include "lib/dtype.h"
-#include "lib/error.h"
 #include "lib/fp_env.h"
 #include "lib/kernels/kernel_params.h"
 #include "lib/parallel_for.h"
@@ -49,7 +48,8 @@ LinearScratch CarveScratch(const LinearPlan& plan, int64_t tokens, Carver* c) {
   return s;
 }
 
-// With c's memory null the pointers are meaningless and c->used() is the size.
+// With c's memory null the pointers are meaningless and c->used() is the size; extents that CheckLinear or CheckMha took
+// cannot overflow it.
 void Layout(const fovea_linear_params& p, bool dots, const KernelTable& table, int32_t workers, Carver* c,
             LinearPlan* plan) {
   const int64_t N = table.vector_lanes(), group = std::max(table.tile_keys, 4),
@@ -82,10 +82,7 @@ void Layout(const fovea_linear_params& p, bool dots, const KernelTable& table, i
   Carver one(nullptr);
   CarveScratch(*plan, p.tokens, &one);
   plan->scratch_bytes = one.used();
-  int64_t scratch;
-  if (one.overflow() || __builtin_mul_overflow(plan->scratch_bytes, static_cast<size_t>(workers), &scratch))
-    scratch = INT64_MAX;
-  plan->scratch = c->Take<char>(scratch);
+  plan->scratch = c->Take<char>(static_cast<int64_t>(plan->scratch_bytes) * workers);
 }
 
 bool UseDots(int64_t tokens, uint32_t flags) { return tokens <= kLinearDotTokens && !(flags & FOVEA_BATCH_INVARIANT); }
@@ -95,10 +92,7 @@ const LinearTypeKernels& TypeKernels(const KernelTable& table, fovea_dtype dtype
 }
 
 // Row i of a matrix from column c.
-const char* At(const fovea_tensor& t, int64_t i, int64_t c) {
-  return static_cast<const char*>(t.data) + (i * t.stride_row + c) * DtypeBytes(t.dtype);
-}
-char* MutableAt(const fovea_tensor& t, int64_t i, int64_t c) {
+char* At(const fovea_tensor& t, int64_t i, int64_t c) {
   return static_cast<char*>(t.data) + (i * t.stride_row + c) * DtypeBytes(t.dtype);
 }
 
@@ -138,7 +132,7 @@ class LinearRun {
     w_.dot({At(p_.w, row, 0), plan_.x, s.sums, p_.w.stride_row, plan_.x_pitch, plan_.rows,
             static_cast<int32_t>(p_.tokens), static_cast<int32_t>(rows), static_cast<int32_t>(p_.in_features)});
     for (int64_t token = 0; token < p_.tokens; ++token) {
-      y_.store_row(s.sums + token * plan_.rows, static_cast<int32_t>(rows), Bias(row), MutableAt(p_.y, token, row));
+      y_.store_row(s.sums + token * plan_.rows, static_cast<int32_t>(rows), Bias(row), At(p_.y, token, row));
     }
   }
 
@@ -178,7 +172,7 @@ class LinearRun {
     for (int64_t lane = begin; lane < end; lane += plan_.panel) {
       const int64_t lanes = std::min(plan_.panel, end - lane), tokens = std::min(lanes, tokens_ - lane);
       y_.store_y(s.sums + (lane - begin) * padded, static_cast<int32_t>(lanes), static_cast<int32_t>(tokens),
-                 static_cast<int32_t>(rows), Bias(row), MutableAt(p_.y, first_ + lane, row), p_.y.stride_row);
+                 static_cast<int32_t>(rows), Bias(row), At(p_.y, first_ + lane, row), p_.y.stride_row);
     }
   }
 
@@ -200,10 +194,8 @@ class LinearRun {
 
 }  // namespace
 
-fovea_status LinearWorkspaceBytes(const fovea_linear_params& p, uint32_t flags, const Target& target, int32_t workers,
-                                  size_t* bytes) {
-  *bytes = 0;
-  bool overflow = false;
+size_t LinearWorkspaceBytes(const fovea_linear_params& p, uint32_t flags, const Target& target, int32_t workers) {
+  size_t bytes = 0;
   // More tokens never need less: those that take tiles are counted as their first kLinearDotTokens would be, too.
   for (const bool dots : {true, false}) {
     fovea_linear_params one = p;
@@ -212,11 +204,9 @@ fovea_status LinearWorkspaceBytes(const fovea_linear_params& p, uint32_t flags, 
     Carver c(nullptr);
     LinearPlan plan = {};
     Layout(one, dots, *target.table, workers, &c, &plan);
-    overflow |= c.overflow();
-    *bytes = std::max(*bytes, c.used() + kAlign);  // the caller's memory has any alignment
+    bytes = std::max(bytes, c.used() + kAlign);  // the caller's memory has any alignment
   }
-  if (overflow) return Fail(FOVEA_ERR_INVALID_ARGUMENT, "tokens and features: the workspace overflows size_t");
-  return FOVEA_OK;
+  return bytes;
 }
 
 void RunLinear(const fovea_linear_params& p, const fovea_exec& exec, const Target& target, int32_t workers,

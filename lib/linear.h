@@ -8,8 +8,7 @@
 namespace fovea {
 
 // Of checked params. Monotone in tokens.
-fovea_status LinearWorkspaceBytes(const fovea_linear_params& p, uint32_t flags, const Target& target, int32_t workers,
-                                  size_t* bytes);
+size_t LinearWorkspaceBytes(const fovea_linear_params& p, uint32_t flags, const Target& target, int32_t workers);
 
 // workspace: LinearWorkspaceBytes() of it, any alignment. Cannot fail.
 void RunLinear(const fovea_linear_params& p, const fovea_exec& exec, const Target& target, int32_t workers,

@@ -14,10 +14,11 @@
 namespace fovea {
 namespace {
 
-// Floats between rows in the workspace: rows whose distance is near a multiple of 4 KB fall on few L1 sets, and attention would copy K and V.
+// Floats between rows in the workspace: rows whose distance is near a multiple of 4 KB fall on few L1 sets, and attention would copy K and V. Three
+// cache lines more lead out of that, from a line before the multiple as well.
 int64_t Pitch(int64_t columns) {
   const int64_t pitch = RoundUp(columns, 16);
-  return Aliases(pitch * int64_t{sizeof(float)}) ? pitch + 32 : pitch;
+  return Aliases(pitch * int64_t{sizeof(float)}) ? pitch + 48 : pitch;
 }
 
 fovea_tensor Matrix(void* data, fovea_dtype dtype, int64_t stride_row) {
@@ -197,9 +198,8 @@ fovea_status Layout(const MhaCall& call, Carver* c, MhaPlan* plan) {
   const Projections projections = MakeProjections(p, *plan);
   plan->linear_bytes = 0;
   for (int i = 0; i <= projections.n; ++i) {
-    size_t bytes = 0;
     const fovea_linear_params& linear = i < projections.n ? projections.before[i] : projections.after;
-    FOVEA_TRY(LinearWorkspaceBytes(linear, call.flags, *call.target, call.workers, &bytes));
+    const size_t bytes = LinearWorkspaceBytes(linear, call.flags, *call.target, call.workers);
     plan->linear_bytes = bytes > plan->linear_bytes ? bytes : plan->linear_bytes;
   }
   FOVEA_TRY(WorkspaceBytes(call.attention, call.flags, *call.target, call.workers, &plan->attention_bytes));

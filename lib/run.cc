@@ -127,7 +127,7 @@ void RunMerge(const Target& target, int32_t n, const fovea_tensor* outs, const f
       };
       double m, l;
       MergeRow(*target.table, n, get, v_head_dim, out.dtype, at(out, b, h, i), &m, &l);
-      if (lse && lse->data) *static_cast<float*>(at(*lse, b, h, i)) = Lse(m, l, nullptr);
+      if (lse) *static_cast<float*>(at(*lse, b, h, i)) = Lse(m, l, nullptr);
     }
   });
 }

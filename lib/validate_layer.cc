@@ -319,7 +319,7 @@ fovea_status CheckMha(const fovea_mha_params* user, CheckData data, fovea_mha_pa
   FOVEA_TRY(CheckMhaTensors(p, rope, kv_rope, views));
   if (data == CheckData::kYes) {
     FOVEA_TRY(views->CheckOutputs());
-    if (IsGiven(p->k_channel_scale)) FOVEA_TRY(CheckChannelScales(MhaAppend(*p)));
+    if (IsGiven(p->k_channel_scale)) FOVEA_TRY(CheckChannelScales(append));
   }
   return MhaAttention(*p, attention);
 }

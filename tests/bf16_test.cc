@@ -156,6 +156,25 @@ TEST_CASE("bf16: describe names the kernel that runs") {
   fovea_attention_info_init(&info, sizeof info);
   REQUIRE(fovea_attention_describe(&one.p, nullptr, &info) == FOVEA_OK);
   CHECK(info.kernels == std::string("decode_f32"));
+
+  // One row of the first sequence, two of the second.
+  CaseSpec spec = Bf16Spec(2, 30, 8, 8);
+  spec.batch = 2;
+  AttentionCase both(spec);
+  const std::vector<int32_t> q_lens = {1, 2};
+  both.p.num_q_heads = 1;
+  both.p.q_lens = q_lens.data();
+  REQUIRE(fovea_attention_describe(&both.p, nullptr, &info) == FOVEA_OK);
+  CHECK(info.kernels == std::string(target_name == "AVX3_BF16" ? "decode_f32 decode_bf16" : "decode_f32"));
+  CHECK(info.conversions == std::string("q BF16, k BF16, v BF16"));
+
+  // The score matrix is of f32.
+  CaseSpec with_scores = Bf16Spec(5, 30, 8, 8);
+  with_scores.scores_stage = FOVEA_SCORES_RAW;
+  const AttentionCase scores(with_scores);
+  REQUIRE(fovea_attention_describe(&scores.p, nullptr, &info) == FOVEA_OK);
+  const bool native = target_name == "AVX3_BF16" || target_name == "NEON_BFDOT";
+  CHECK(info.conversions == std::string(native ? "q BF16, k BF16" : "q BF16, k BF16, v BF16"));
 }
 
 TEST_CASE("bf16 prefill and decode: rounded weights sum to 1: equal V are given back") {
