@@ -176,20 +176,27 @@ HWY_INLINE bool HasRowsToCome(const DecodeBlock& block, int32_t key, size_t n, i
 
 // ---- The products of a turn
 
-// Scores of n keys, one stride apart, for all rows: to row.p[at ..). to_come: used where kPrefetchesInLoops.
+// Scores of n keys, one stride apart, for all rows: to row.p[at ..). to_come: used where kPrefetchesInLoops, else ahead: DotAhead.
 template <class T>
-HWY_INLINE void DotPasses(const T* k, int64_t stride, size_t dim, DecodeRow* rows, size_t num_rows, size_t at, size_t n, ToCome& to_come) {
+HWY_INLINE void DotPasses(const T* k, int64_t stride, size_t dim, DecodeRow* rows, size_t num_rows, size_t at, size_t n, ToCome& to_come,
+                          int32_t ahead) {
   const size_t pitch = PadToVector(dim);
-  constexpr size_t kMost = kRowsAtOnce<T>;
-  const bool once = IsOnePass<T>(num_rows);
-  for (size_t r = 0, step; r < num_rows; r += step) {
-    step = num_rows - r < 2 ? 1 : num_rows - r < kMost ? 2 : kMost;
-    const auto chunk = step == 1   ? once ? &DotChunkAhead<1, 1, T> : &DotChunkAhead<1, 2, T>
-                       : step == 2 ? once ? &DotChunkAhead<2, 1, T> : &DotChunkAhead<2, 2, T>
-                       : once      ? &DotChunkAhead<kMost, 1, T>
-                                   : &DotChunkAhead<kMost, 2, T>;
-    chunk(k, stride, rows[r].q, pitch, dim, n, &to_come, rows[r].p + at);
-    to_come.pass = 1;
+  size_t r = 0;
+  if constexpr (kPrefetchesInLoops) {
+    constexpr size_t kMost = kRowsAtOnce<T>;
+    const bool once = IsOnePass<T>(num_rows);
+    for (size_t step; r < num_rows; r += step, to_come.pass = 1) {
+      step = num_rows - r < 2 ? 1 : num_rows - r < kMost ? 2 : kMost;
+      const auto chunk = step == 1   ? once ? &DotChunkAhead<1, 1, T> : &DotChunkAhead<1, 2, T>
+                         : step == 2 ? once ? &DotChunkAhead<2, 1, T> : &DotChunkAhead<2, 2, T>
+                         : once      ? &DotChunkAhead<kMost, 1, T>
+                                     : &DotChunkAhead<kMost, 2, T>;
+      chunk(k, stride, rows[r].q, pitch, dim, n, &to_come, rows[r].p + at);
+    }
+  } else {
+    for (; r + 4 <= num_rows; r += 4) DotChunk<4>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
+    for (; r + 2 <= num_rows; r += 2) DotChunk<2>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
+    for (; r < num_rows; ++r) DotChunk<1>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
   }
 }
 
@@ -219,8 +226,26 @@ HWY_INLINE void PvPasses(const T* v, int64_t stride, size_t dim, DecodeRow* rows
   }
 }
 
-// ---- Turns over whole blocks, where the products prefetch (kPrefetchesInLoops). What a turn computes again costs as much as a tenth of its FMAs, and
-// memory idles meanwhile.
+// On 32 registers, before the products of n rows without pages, `left` keys before the end of the walk: prefetches what the hardware's prefetchers
+// do not reach. DotAhead gives 1 where Q K^T is to prefetch rows as it goes, else 0.
+template <class T>
+HWY_INLINE int32_t DotAhead(const T* k, int64_t stride, size_t dim, size_t num_rows, size_t n, int64_t left) {
+  const int64_t keys = static_cast<int64_t>(n);
+  if (PrefetchesRows(T(), num_rows, stride, dim)) return left >= keys + kPrefetchRows<T> ? 1 : 0;
+  if (left >= keys + static_cast<int64_t>(kChunkKeys)) PrefetchTurn(k + kChunkKeys * dim);
+  return 0;
+}
+template <class T>
+HWY_INLINE void PvAhead(const T* v, int64_t stride, size_t dim, size_t num_rows, size_t n, int64_t left) {
+  const int64_t keys = static_cast<int64_t>(n);
+  if (!PrefetchesRows(T(), num_rows, stride, dim) && !(kWidensOnce<T> && num_rows >= 4)) {
+    if (left >= keys + static_cast<int64_t>(kChunkKeys)) PrefetchTurn(v + kChunkKeys * dim);
+  } else if (left >= keys + kPrefetchRows<T>) {
+    for (int64_t j = 0; j < keys; ++j) PrefetchRow(v + (j + kPrefetchRows<T>) * stride, dim);
+  }
+}
+
+// ---- Turns over whole blocks. What a turn works out besides its products costs as much as a tenth of their FMAs, and memory idles meanwhile.
 
 // One side in the turns over a block.
 struct Turns {
@@ -237,8 +262,11 @@ HWY_INLINE const char* RowOf(const Turns& turns, int64_t key) {
   return turns.base + key * turns.stride;
 }
 
-// Whether a turn's rows lie one stride apart: no page ends within it.
-HWY_INLINE bool TurnsFitPages(const AttentionTask& t) { return !t.block_table || t.page_size % static_cast<int32_t>(kChunkKeys) == 0; }
+// Whether a turn's rows lie one stride apart, and where they lie in pages, that no page ends within it. On 32 registers pages are prefetched by
+// PrefetchPaged, turn by turn.
+HWY_INLINE bool CanTakeTurns(const AttentionTask& t) {
+  return !t.block_table || (kPrefetchesInLoops && t.page_size % static_cast<int32_t>(kChunkKeys) == 0);
+}
 
 // Whether each product prefetches for both, two streams at any time: one pass over one or two rows of q, K and V of one type and without gaps, and
 // two lines or more for each step of P V.
@@ -254,12 +282,12 @@ HWY_INLINE Turns MakeTurns(const AttentionTask& t, const Side& side, int32_t dim
           block.walk_end,               nullptr,        static_cast<size_t>(dim)};
 }
 
-// What the turn from `key` on prefetches: the rows kPrefetchRows<T> after its own; if there are none such, the first of its own, which is about to be
+// What the turn from `key` on prefetches where kPrefetchesInLoops: the rows kPrefetchRows<T> after its own; if there are none such, the first of its own, which is about to be
 // read, again and again.
 template <class T>
 HWY_INLINE ToCome NextTurn(T /*its type*/, const Turns& turns, int64_t key, const char* rows) {
   constexpr int64_t kAhead = kPrefetchRows<T>, kTurn = static_cast<int64_t>(kChunkKeys);
-  if (key + kAhead + kTurn > turns.walk_end) return {rows, 0, turns.bytes, 0, nullptr};
+  if (!kPrefetchesInLoops || key + kAhead + kTurn > turns.walk_end) return {rows, 0, turns.bytes, 0, nullptr};
   if (kBeginsPages<T> && turns.stride == turns.bytes && key + kAhead + 2 * kTurn <= turns.walk_end) {
     const char* const after = RowOf(turns, key + kAhead + kTurn);
     for (int64_t i = 2048; i < kTurn * turns.bytes; i += 4096) __builtin_prefetch(after + i, 0, 2);
@@ -277,16 +305,21 @@ template <class T>
 HWY_NOINLINE void DotTurn(const Turns& k, DecodeRow* rows, size_t num_rows, size_t j, size_t at) {
   const int64_t key = k.first + static_cast<int64_t>(j);
   const char* const from = RowOf(k, key);
+  const T* const values = reinterpret_cast<const T*>(from);
+  const int64_t stride = k.side.stride_row;
   ToCome to_come = NextTurn(T(), k, key, from);
-  DotPasses(reinterpret_cast<const T*>(from), k.side.stride_row, k.dim, rows, num_rows, at, kChunkKeys, to_come);
+  const int32_t ahead = kPrefetchesInLoops ? 0 : DotAhead(values, stride, k.dim, num_rows, kChunkKeys, k.walk_end - key);
+  DotPasses(values, stride, k.dim, rows, num_rows, at, kChunkKeys, to_come, ahead);
 }
 
 template <class T>
 HWY_NOINLINE void PvTurn(const Turns& v, DecodeRow* rows, size_t num_rows, size_t j, size_t at) {
   const int64_t key = v.first + static_cast<int64_t>(j);
   const char* const from = RowOf(v, key);
+  const T* const values = reinterpret_cast<const T*>(from);
   ToCome to_come = NextTurn(T(), v, key, from);
-  PvPasses(reinterpret_cast<const T*>(from), v.side.stride_row, v.dim, rows, num_rows, at, kChunkKeys, to_come, j == 0, j + kChunkKeys == kDecodeKeys);
+  if (!kPrefetchesInLoops) PvAhead(values, v.side.stride_row, v.dim, num_rows, kChunkKeys, v.walk_end - key);
+  PvPasses(values, v.side.stride_row, v.dim, rows, num_rows, at, kChunkKeys, to_come, j == 0, j + kChunkKeys == kDecodeKeys);
 }
 
 // ---- Turns over any block
@@ -295,24 +328,16 @@ HWY_NOINLINE void PvTurn(const Turns& v, DecodeRow* rows, size_t num_rows, size_
 template <class T>
 HWY_INLINE void DotKeyRange(const AttentionTask& t, T /*type of K*/, DecodeRow* rows, size_t num_rows, const DecodeBlock& block, size_t first,
                             size_t n) {
-  const size_t dim = static_cast<size_t>(t.head_dim), pitch = PadToVector(dim);
+  const size_t dim = static_cast<size_t>(t.head_dim);
   const int32_t key = block.begin + static_cast<int32_t>(first);
   const size_t at = PlaceOf(block, key);
   const int64_t stride = t.k_stride_row;
   const T* k = static_cast<const T*>(KRow(t, key));
   if (t.block_table) PrefetchPaged(t, KSide(t), T(), key, n, block.walk_end, dim);
-  if constexpr (kPrefetchesInLoops) {
-    ToCome to_come = OwnRows(k, dim);
-    DotPasses(k, stride, dim, rows, num_rows, at, n, to_come);
-  } else {
-    const bool prefetches = PrefetchesRows(T(), num_rows, stride, dim);
-    const int32_t ahead = !t.block_table && prefetches && HasRowsToCome(block, key, n, kPrefetchRows<T>) ? 1 : 0;
-    if (!t.block_table && !prefetches && HasRowsToCome(block, key, n, static_cast<int32_t>(kChunkKeys))) PrefetchTurn(k + kChunkKeys * dim);
-    size_t r = 0;
-    for (; r + 4 <= num_rows; r += 4) DotChunk<4>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
-    for (; r + 2 <= num_rows; r += 2) DotChunk<2>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
-    for (; r < num_rows; ++r) DotChunk<1>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
-  }
+  ToCome to_come = OwnRows(k, dim);
+  const bool reads_ahead = !kPrefetchesInLoops && !t.block_table;
+  const int32_t ahead = reads_ahead ? DotAhead(k, stride, dim, num_rows, n, block.walk_end - key) : 0;
+  DotPasses(k, stride, dim, rows, num_rows, at, n, to_come, ahead);
 }
 
 // P V of the same, as PvPart.
@@ -331,13 +356,7 @@ HWY_INLINE void PvKeyRange(const AttentionTask& t, T /*type of V*/, DecodeRow* r
     return;
   }
   if (t.block_table) PrefetchPaged(t, VSide(t), T(), key, n, block.walk_end, dim);
-  if (!kPrefetchesInLoops && !t.block_table) {
-    if (!PrefetchesRows(T(), num_rows, stride, dim) && !(kWidensOnce<T> && num_rows >= 4)) {
-      if (HasRowsToCome(block, key, n, static_cast<int32_t>(kChunkKeys))) PrefetchTurn(v + kChunkKeys * dim);
-    } else if (HasRowsToCome(block, key, n, kPrefetchRows<T>)) {
-      for (size_t j = 0; j < n; ++j) PrefetchRow(v + (static_cast<int64_t>(j) + kPrefetchRows<T>) * stride, dim);
-    }
-  }
+  if (!kPrefetchesInLoops && !t.block_table) PvAhead(v, stride, dim, num_rows, n, block.walk_end - key);
   ToCome to_come = OwnRows(v, dim);
   const bool last = first + n == static_cast<size_t>(block.end - block.begin);
   PvPasses(v, stride, dim, rows, num_rows, at, n, to_come, first == 0, last);
@@ -440,7 +459,7 @@ HWY_INLINE void DotRun(Int8Products /*policy*/, const AttentionTask& t, const Ke
 
 // All turns over two whole blocks: Q K^T of one, P V of the other. Null: none.
 template <class P>
-HWY_NOINLINE void TakeTurns(P /*policy*/, const AttentionTask& t, DecodeRow* rows, size_t num_rows, const DecodeBlock* qk, const DecodeBlock* pv) {
+HWY_NOINLINE void TakeTurns(P /*F32Products*/, const AttentionTask& t, DecodeRow* rows, size_t num_rows, const DecodeBlock* qk, const DecodeBlock* pv) {
   Turns k = {}, v = {};
   if (qk) k = MakeTurns(t, KSide(t), t.head_dim, *qk);
   if (pv) v = MakeTurns(t, VSide(t), t.v_head_dim, *pv);
@@ -488,6 +507,7 @@ template <class P>
 HWY_NOINLINE void DecodeRows(P policy, const AttentionTask& t, const KernelScratch& s, const ScoreRule& score, DecodeRow* rows, size_t n,
                              size_t first_row, MaxRule rule, bool redo) {
   constexpr size_t kChunk = kPolicyChunkKeys<P>;
+  constexpr bool kTurns = hwy::IsSame<P, F32Products>();
   const size_t o_pitch = PadToVector(static_cast<size_t>(t.v_head_dim));
   int32_t lo = INT32_MAX, hi = -1;
   for (size_t r = 0; r < n; ++r) {
@@ -508,8 +528,8 @@ HWY_NOINLINE void DecodeRows(P policy, const AttentionTask& t, const KernelScrat
     more = more && NextBlock(t, first_row, n, lo, hi, walk_end, 1 - block.half, kb, &next);
     const size_t qk_keys = more ? static_cast<size_t>(next.end - next.begin) : 0;
     const size_t pv_keys = pending ? static_cast<size_t>(block.end - block.begin) : 0;
-    const bool whole = kPrefetchesInLoops && qk_keys % kDecodeKeys == 0 && pv_keys % kDecodeKeys == 0 && TurnsFitPages(t) && !redo;
-    if constexpr (kPrefetchesInLoops) {
+    const bool whole = kTurns && qk_keys % kDecodeKeys == 0 && pv_keys % kDecodeKeys == 0 && CanTakeTurns(t) && !redo;
+    if constexpr (kTurns) {
       if (whole) TakeTurns(policy, t, rows, n, more ? &next : nullptr, pending ? &block : nullptr);
     }
     for (size_t j = 0; j < HWY_MAX(qk_keys, pv_keys) && !whole; j += kChunk) {
