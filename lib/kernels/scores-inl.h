@@ -34,13 +34,14 @@ HWY_INLINE void ScoresTile(const AttentionTask& t, const KernelScratch& s, Tile&
   if (kv_positions) TaskKeys(t, &lo, &hi);
   TransposeQ(t, tile, score.q_factor);
   const float empty = probabilities ? 0.0f : kMinusInf;
-  const auto row_of = [&](int32_t lane) HWY_ATTR {
+  float* rows[kTileVecs * hn::MaxLanes(DF())];  // of scores, a lane's each
+  for (int32_t lane = 0; lane < tile.lanes; ++lane) {
     const int64_t n = tile.first_lane + lane;
-    return t.scores + (n % t.group) * t.scores_stride_head + (n / t.group) * t.scores_stride_row;
-  };
+    rows[lane] = t.scores + (n % t.group) * t.scores_stride_head + (n / t.group) * t.scores_stride_row;
+  }
   const auto fill = [&](int64_t begin, int64_t end) HWY_ATTR {
     for (int32_t lane = 0; lane < tile.lanes; ++lane) {
-      float* row = row_of(lane);
+      float* row = rows[lane];
       for (int64_t j = begin; j < end; ++j) row[j * t.scores_stride_col] = empty;
     }
   };
@@ -72,7 +73,7 @@ HWY_INLINE void ScoresTile(const AttentionTask& t, const KernelScratch& s, Tile&
           }
           hn::Store(x, d, p + c);
         }
-        for (int32_t lane = 0; lane < tile.lanes; ++lane) row_of(lane)[key * t.scores_stride_col] = p[lane];
+        for (int32_t lane = 0; lane < tile.lanes; ++lane) rows[lane][key * t.scores_stride_col] = p[lane];
       }
     }
     fill(end, kb_end);
