@@ -1,5 +1,6 @@
 #include "lib/kv_append.h"
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 

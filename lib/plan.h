@@ -42,7 +42,7 @@ struct fovea_plan {
   int64_t stats_rows;
   char* scratch;                // workers * scratch_bytes
   size_t scratch_bytes;
-  double cost;                  // of all tasks and phases
+  double cost;                  // of all tasks of attention and scores
 };
 
 namespace fovea {
@@ -50,7 +50,7 @@ namespace fovea {
 // Rows of q in the whole call: stats are kept for each.
 int64_t TotalQRows(const fovea_attention_params& p);
 
-// An upper bound, monotone in every length and in batch, that does not depend on kv_len.
+// An upper bound, monotone in every length and in batch, that from kv_len 2 on does not depend on kv_len.
 fovea_status WorkspaceBytes(const fovea_attention_params& p, uint32_t flags, const Target& target, int32_t workers, size_t* bytes);
 
 // Lays the plan out in mem. WORKSPACE_TOO_SMALL if bytes is below WorkspaceBytes.

@@ -33,6 +33,13 @@ struct ReferenceRow {
   std::vector<double> spreads;  // per column: sum_j P_j |V_j - O|, what O moves by if each P moves by its own size; with kBf16Weights only
 };
 
+// What the kernels' arithmetic has beside f32, for the bounds and for EvaluateRow<float>.
+enum class Arithmetic {
+  kF32,
+  kBf16Weights,  // exp(S_j - m) is rounded to bf16 before it is summed and used
+  kInt8Dot,      // int8 k by integers: q scaled is rounded to fixed point, by max |q| 2^-23; magnitudes have |q| + max |q| / 2 for |q|
+};
+
 // T = double or float. In T throughout, no fused multiply-add, sums in the order of the index, std::exp, std::tanh,
 // std::log:
 //   S_j = scale * sum_k q_k k_jk; soft cap; S_j += bias_j - slope |j - pos|, -FLT_MAX if below -FLT_MAX / log2(e)
@@ -40,12 +47,6 @@ struct ReferenceRow {
 //   log(l)
 // With T = float out is rounded to its dtype. I8: S_j = (scale * sum_k (q_k channel_k) k_jk) * k_scale_j, O = sum_j (P_j v_scale_j) V_j.
 // K, V and bias of a key that is not permitted are not read; for RAW and SOFT_CAPPED scores, K of every key is.
-// What the kernels' arithmetic has beside f32, for the bounds and for T = float.
-enum class Arithmetic {
-  kF32,
-  kBf16Weights,  // exp(S_j - m) is rounded to bf16 before it is summed and used
-  kInt8Dot,      // int8 k by integers: q scaled is rounded to fixed point, by max |q| 2^-23; magnitudes have |q| + max |q| / 2 for |q|
-};
 template <typename T>
 void EvaluateRow(const fovea_attention_params& p, int64_t b, int64_t h, int64_t i, ReferenceRow<T>* row,
                  Arithmetic arithmetic = Arithmetic::kF32);

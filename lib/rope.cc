@@ -1,5 +1,6 @@
 #include "lib/rope.h"
 
+#include <algorithm>
 #include <cmath>
 
 #include "lib/fp_env.h"

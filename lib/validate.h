@@ -1,6 +1,7 @@
-// Every argument check of the C ABI. Nothing else in the library checks arguments; everything behind it may rely on
-// them. Attention, exec and merge are in validate.cc, RoPE and the cache in validate_rope.cc, linear and the layer in
-// validate_layer.cc; validate_parts.h has what these are made of.
+// The argument checks of the C ABI: of params, exec and tensors. What else is checked: which pages are needed (pages.cc); rows per kv head and the
+// workspace (plan.cc); NULLs, run_tasks' ranges and whether params are a plan's (api.cc); targets (select.cc). All else may rely on these. Attention,
+// exec and merge are in validate.cc, RoPE and the cache in validate_rope.cc, linear and the layer in validate_layer.cc; validate_parts.h has what
+// these are made of.
 #ifndef FOVEA_LIB_VALIDATE_H_
 #define FOVEA_LIB_VALIDATE_H_
 
@@ -21,8 +22,8 @@ constexpr uint64_t kMaxStructSize = 1 << 16;
 enum class CheckData { kNo, kYes };
 
 // Copies *user into *p at this library's own size, checks it, and resolves defaults. A longer struct's tail must be
-// zero; a shorter one is refused, since today's layout is the first. Lengths and offset arrays are read, tensor data is
-// not. Behind it: v_head_dim is set, scale is a number, windows fit int32 (one that reaches past every key is -1),
+// zero; a shorter one is refused, since today's layout is the first. Arrays of lengths, offsets and positions are read,
+// tensor data is not. Behind it: v_head_dim is set, scale is a number, windows fit int32 (one that reaches past every key is -1),
 // strides that no index uses (extent at most 1, stride_batch of a packed tensor) are 0, no dimension spans more than
 // 2^56 elements, and neither does any product of extents (batch, heads, rows or total, head_dim). mask_kv_len keeps 0
 // for "each sequence's kv_len".
@@ -42,14 +43,18 @@ fovea_status CheckKvAppend(const fovea_kv_append_params* user, fovea_kv_append_p
 // As CheckParams, of fovea_linear: behind it strides that no index uses are 0.
 fovea_status CheckLinear(const fovea_linear_params* user, CheckData data, fovea_linear_params* p);
 
-// As CheckParams, of fovea_mha_forward. *attention gets the options with the layer's lengths, as a caller of fovea_attention_forward would set them,
-// but for kv_lens where there is a cache, and without q, k, v and out; it is not checked yet. *rope and *kv_rope have the lengths of q and of the new
-// keys, and their rotations where p->rope is given (rotary_dim 0 else), but q_offsets of cross attention, and no positions are checked.
+// Of fovea_mha_forward, in this order:
+//   CheckMha            as CheckParams, of all of p but the options of attention
+//   CheckParams         of *attention, with the strides of q, k, v and out but no data: its sizes
+//   then, with the workspace, q, k, v and out in it, and kv_lens where there is a cache:
+//   CheckMhaAttention   as CheckParams with data, in place, and against the views of the layer
+//   CheckMhaPositions   where p.rope is given and its rotations have their positions (those of cross attention are attention's)
+//   CheckPages          (pages.h)
+// CheckMha gives *attention the options and the layer's lengths, as a caller of fovea_attention_forward would set them, without what is named above.
+// *rope and *kv_rope get the lengths of q and of the new keys, and the rotation of each where p->rope is given (else rotary_dim is 0).
 fovea_status CheckMha(const fovea_mha_params* user, CheckData data, fovea_mha_params* p, fovea_rope_params* rope, fovea_rope_params* kv_rope,
                       fovea_attention_params* attention, Views* views);
-// Once *attention has its tensors and lengths: as CheckParams of it with data, in place, and against the views of the layer.
 fovea_status CheckMhaAttention(const Views& layer, fovea_attention_params* attention);
-// Once p.rope's rotations have all their positions.
 fovea_status CheckMhaPositions(const fovea_mha_params& p, const fovea_rope_params& rope, const fovea_rope_params& kv_rope);
 // Whether p.rope says where q stands.
 bool HasPositions(const fovea_rope_params& rope);
@@ -58,7 +63,7 @@ int64_t MhaKvLen(const fovea_mha_params& p);
 // The append to the layer's cache, without k_new and v_new.
 fovea_kv_append_params MhaAppend(const fovea_mha_params& p);
 
-// Of checked params: sequence b's lengths, and the row of q (k) at which it begins in a packed tensor, 0 where padded.
+// Of checked params: sequence b's lengths.
 template <class Params>
 int64_t QLen(const Params& p, int64_t b) {
   return p.cu_seqlens_q ? p.cu_seqlens_q[b + 1] - p.cu_seqlens_q[b] : p.q_lens ? p.q_lens[b] : p.q_len;

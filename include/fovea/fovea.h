@@ -74,11 +74,12 @@ FOVEA_API const char* fovea_version_str(void);
 
 /* ---- Tensors ------------------------------------------------------------------------------------------------------ */
 
+/* Where q, k and v are all BF16, kernels of AVX3_BF16 and NEON_BFDOT round P to bf16 and take subnormals of bf16 as 0: lib/NUMERICS.md. */
 typedef int32_t fovea_dtype;
 enum {
   FOVEA_DTYPE_NONE = 0, /* an absent optional tensor */
   FOVEA_F32 = 1,
-  FOVEA_BF16 = 2,    /* storage of q, k, v, out and bias, in any mix; arithmetic is f32. Rounded to nearest, ties to even; */
+  FOVEA_BF16 = 2,    /* storage of q, k, v, out and bias, in any mix; arithmetic is f32 (but see above). Rounded to nearest, ties to even; */
   FOVEA_F16 = 3,     /* NaN stays NaN, subnormals are kept, f16 out past 65504 is Inf */
   FOVEA_U8 = 4,      /* boolean mask */
   FOVEA_F64 = 5,     /* RESERVED */
@@ -140,7 +141,8 @@ FOVEA_API const char* fovea_scores_stage_str(fovea_scores_stage stage);
 typedef struct fovea_attention_params {
   uint64_t struct_size; /* set by fovea_attention_params_init */
 
-  /* Extents. Any positive number, lengths may be 0; lengths at most 2^30 - 1. num_kv_heads divides num_q_heads.
+  /* Extents. Any positive number, lengths may be 0; lengths at most 2^30 - 1. num_kv_heads divides num_q_heads; num_q_heads / num_kv_heads
+   * times q_len (total_q where packed) above 2^31 - 1 is FOVEA_ERR_UNSUPPORTED.
    * Padded: q_len and kv_len are the rows that the tensors hold per sequence. On a packed side (cu_seqlens) they are only an
    * upper bound for each sequence's length and may be 0 (not checked); scores need kv_len as their column count. Paged keys: kv_len
    * is the length of a sequence without kv_lens. */
@@ -203,15 +205,15 @@ typedef struct fovea_attention_params {
    * read, unless there are positions), but scores RAW and SOFT_CAPPED need every key. An entry that is needed and is no page is
    * FOVEA_ERR_INVALID_ARGUMENT. The same bits as from a contiguous copy. All 0 without block_table. */
   const int32_t* block_table; /* [batch][block_table_stride] page numbers */
-  int64_t block_table_stride; /* 0: one row for all sequences; else at least the pages of the longest sequence */
-  int64_t num_pages;          /* below 2^31, may be 0 */
+  int64_t block_table_stride; /* 0: one row for all sequences (attention alone takes it so); else at least the pages of the longest sequence */
+  int64_t num_pages;          /* below 2^31 (2^30 in fovea_kv_append_params and fovea_mha_params), may be 0 */
   int64_t page_size;          /* keys of a page, any positive number below 2^30 */
 
   /* Where queries and keys stand, each optional: q_positions replaces pos(i), kv_positions j, in causality, window and ALiBi (ring
    * buffers of keys, shared caches, trees of drafts); columns of mask, bias and scores, lengths and pages go on counting rows. In any
    * order, the same place more than once. On a packed side they lie as its rows do, [total_q] or [total_kv], and the stride is 0. The
    * bits of the same call without, where they are the rows' own order, with FOVEA_BATCH_INVARIANT. */
-  const int32_t* q_positions;  /* [batch][q_positions_stride], within +-2^30; with q_offset 0, no q_offsets, q_align TOP_LEFT */
+  const int32_t* q_positions;  /* [batch][q_positions_stride], above -2^30 and below 2^30; with q_offset 0, no q_offsets, q_align TOP_LEFT */
   const int32_t* kv_positions; /* [batch][kv_positions_stride], below 2^30; a key at a negative one is forbidden */
   int64_t q_positions_stride;  /* 0: one row for all sequences; else at least the rows of the longest */
   int64_t kv_positions_stride; /* likewise */
@@ -269,8 +271,11 @@ FOVEA_API fovea_status fovea_exec_init(fovea_exec* exec, size_t size); /* as fov
 FOVEA_API fovea_status fovea_set_default_exec(const fovea_exec* exec);
 
 /* Bytes of workspace that fovea_attention_forward and fovea_attention_plan need for these shapes, strides, dtypes, scores_stage, threads, flags
- * and the chosen target. Reads length arrays, but no tensor's data. Monotone in every length and in batch, and from kv_len 2 on does
- * not grow with kv_len (strides of one row say nothing): ask once for the largest shapes. num_threads = 0 is resolved anew at each call: name a number to be sure. */
+ * and the chosen target. Reads arrays of lengths, offsets and positions, but no tensor's data. Monotone in every length and in batch, and from
+ * kv_len 2 on does not grow with kv_len (strides of one row say nothing): ask once for the largest shapes. So, but with FOVEA_BATCH_INVARIANT, it
+ * grows with batch * num_kv_heads whether or not a sequence is long enough to be split over its keys: each kv head has room for 32 parts of each of
+ * its query rows, in all for up to 1024 / num_kv_heads of them (at least 1, at most 256), v_head_dim floats each. num_threads = 0 is resolved anew at
+ * each call: name a number to be sure. */
 FOVEA_API fovea_status fovea_attention_workspace_size(const fovea_attention_params* params, const fovea_exec* exec,
                                                       size_t* bytes);
 
@@ -506,9 +511,9 @@ typedef struct fovea_kv_append_params {
   int64_t capacity;         /* rows per sequence of a contiguous cache; 0 for a paged one */
 
   const int32_t* block_table; /* [batch][block_table_stride] page numbers; only entries that are written to are read */
-  int64_t block_table_stride;
-  int64_t num_pages;
-  int64_t page_size;
+  int64_t block_table_stride; /* 0, one row for all to attention, leaves no room here */
+  int64_t num_pages;          /* below 2^30, may be 0 */
+  int64_t page_size;          /* positive, below 2^30 */
   const int32_t* slot_mapping; /* [batch][slot_mapping_stride], or [total_q] with cu_seqlens_q */
   int64_t slot_mapping_stride; /* at least q_len. Not read with cu_seqlens_q */
 
@@ -641,7 +646,8 @@ typedef struct fovea_mha_params {
 FOVEA_API fovea_status fovea_mha_params_init(fovea_mha_params* params, size_t size); /* zeroes, sets struct_size and norm_eps */
 
 /* Bytes of exec->workspace that fovea_mha_forward needs for these extents, strides, dtypes, options, threads, flags and the chosen
- * target; reads lengths, no tensor's data. Monotone in every length and in batch. It grows with kv_len only in cross attention. */
+ * target; reads arrays of lengths (kv_starts too), offsets and positions, no tensor's data. Monotone in every length and in batch. It grows with
+ * kv_len only in cross attention. */
 FOVEA_API fovea_status fovea_mha_workspace_size(const fovea_mha_params* params, const fovea_exec* exec, size_t* bytes);
 
 /* Every argument is checked before anything is written. The same bits for any number of threads, any executor, any strides, paged or

@@ -1,7 +1,7 @@
-// Storage types: rows of f32, bf16 or f16 as vectors of f32, and back. To nearest, ties to even; a NaN stays NaN, quiet, with the top of its payload;
-// subnormals are kept. The same bits on every target: f16 by the instruction where there is one (F16C, AVX-512, Arm), else by integers, since
-// Highway 1.0.3's emulation loses NaN, Inf and ties; bf16 by integers (AVX-512's vcvtneps2bf16 flushes subnormals). Rounding is that of the
-// floating-point environment that tasks set.
+// Storage types: rows of f32, bf16, f16 or int8 as vectors of f32, and back but for int8. To nearest, ties to even; a NaN stays NaN, quiet, with the
+// top of its payload; subnormals are kept. The same bits on every target: f16 by the instruction where there is one (F16C, AVX-512, Arm), else by
+// integers, since Highway 1.0.3's emulation loses NaN, Inf and ties; bf16 by integers (AVX-512's vcvtneps2bf16 flushes subnormals). Rounding is that
+// of the floating-point environment that tasks set.
 
 #if defined(FOVEA_LIB_KERNELS_CONVERT_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef FOVEA_LIB_KERNELS_CONVERT_INL_H_

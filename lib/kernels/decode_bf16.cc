@@ -5,10 +5,13 @@
 //
 // q is not scaled, which would round it again. Pairs of keys begin at even keys, whatever range is walked and wherever pages end; a key without a
 // partner in the range has itself for one, with P = 0. Two rows of V are interleaved as they are read, 32 columns of each give two vectors of pairs,
-// and O of a block stays in that order until the block ends. P is rounded to bf16, l sums what was rounded, and the maximum moves by whole powers of
-// two, as in prefill_bf16.cc.
+// and O of a block stays in that order until the block ends. P is rounded to bf16, and l sums what was rounded. The maximum m moves by whole numbers,
+// as in prefill_bf16.cc; but the sum is rounded to f32, and alpha = 2^(m - m') is made of what it was rounded to, so that it need not be a power of
+// two. Only l and O are rescaled, which are f32.
 #include "lib/kernels/bf16_target.h"
 #if FOVEA_HAVE_BF16_TARGET && HWY_ARCH_X86_64
+#include <string.h>
+
 #include "lib/kernels/bf16_dot-inl.h"
 #include "lib/kernels/decode-inl.h"
 

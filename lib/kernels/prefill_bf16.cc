@@ -7,6 +7,8 @@
 // bf16 in the tile's epilogue, and l sums what was rounded. The maximum moves by whole powers of two, so that P, l and O are rescaled exactly.
 #include "lib/kernels/bf16_target.h"
 #if FOVEA_HAVE_BF16_TARGET
+#include <string.h>
+
 #include "lib/kernels/bf16_dot-inl.h"
 #include "lib/kernels/prefill-inl.h"
 

@@ -10,6 +10,7 @@
 #define FOVEA_LIB_KERNELS_QUANTIZE_INL_H_
 #endif
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 

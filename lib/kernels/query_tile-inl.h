@@ -8,6 +8,8 @@
 #define FOVEA_LIB_KERNELS_QUERY_TILE_INL_H_
 #endif
 
+#include <string.h>
+
 #include "hwy/highway.h"
 #include "lib/kernels/score-inl.h"
 #include "lib/kernels/tile-inl.h"

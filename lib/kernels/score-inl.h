@@ -8,6 +8,7 @@
 #define FOVEA_LIB_KERNELS_SCORE_INL_H_
 #endif
 
+#include <float.h>
 #include <math.h>
 #include <string.h>
 

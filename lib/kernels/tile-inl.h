@@ -167,8 +167,7 @@ HWY_INLINE void AddRows(float* HWY_RESTRICT o, V a0, V b0, V c0, V a1, V b1, V c
 }
 
 // O^T rows [0, R) of ot += sum over n keys (pairs of them, if T is a pair) of V[j][R columns from col] * P^T[j]. A row's bits do not depend on R. The
-// sum of a block starts
-// at 0 and is added once: rounding grows with keys per block plus blocks, not with keys.
+// sum of a block starts at 0 and is added once: rounding grows with keys per block plus blocks, not with keys.
 template <int R, int NV, class T>
 HWY_INLINE void PvRows(const T* const* HWY_RESTRICT v, size_t col, size_t n, const float* p, float* HWY_RESTRICT ot) {
   const DF d;
