@@ -106,7 +106,7 @@ HWY_INLINE void DotRun(Bf16Products /*policy*/, const AttentionTask& t, const Ke
                        const DecodeBlock& block, size_t first, size_t n) {
   const size_t dim = static_cast<size_t>(t.head_dim), pitch = PadToVector(dim);
   const int32_t key = block.begin + static_cast<int32_t>(first);
-  const size_t at = PlaceOf(block, key);
+  const size_t at = ScratchIndex(block, key);
   const int64_t stride = t.k_stride_row;
   const BF16* const k = static_cast<const BF16*>(KRow(t, key));
   if (t.block_table) PrefetchPaged(t, KSide(t), BF16(), key, n, block.walk_end, dim);
