@@ -7,6 +7,7 @@
 
 #include <cmath>
 #include <map>
+#include <stdexcept>
 
 #include "bench/bench_main.h"
 
@@ -26,7 +27,8 @@ struct Blas {
 const Blas& LoadBlas(const std::string& target) {
   static const Blas blas = [&target] {
     const std::map<std::string, const char*> cores = {
-        {"AVX3_DL", "SkylakeX"}, {"AVX3", "SkylakeX"}, {"AVX2", "Haswell"}, {"SSE4", "Nehalem"}, {"SSSE3", "Core2"}};
+        {"AVX3_BF16", "SkylakeX"}, {"AVX3_DL", "SkylakeX"}, {"AVX3", "SkylakeX"},
+        {"AVX2", "Haswell"},       {"SSE4", "Nehalem"},     {"SSSE3", "Core2"}};
     const auto core = cores.find(target);
     if (core != cores.end()) setenv("OPENBLAS_CORETYPE", core->second, 1);
     setenv("OPENBLAS_NUM_THREADS", "1", 1);  // each thread below makes its own calls
@@ -48,8 +50,8 @@ struct GemmRow {
 
 void RunGemm(benchmark::State& state, const GemmRow& row) {
   const Blas& blas = LoadBlas(row.target);
-  if (!blas.sgemm) return state.SkipWithError("libopenblas.so.0 is not here: apt-get install libopenblas0-pthread");
   Guarded(state, [&] {
+    if (!blas.sgemm) throw std::runtime_error("libopenblas.so.0 is not here: apt-get install libopenblas0-pthread");
     const int64_t head = int64_t{row.len} * row.head_dim, scratch = int64_t{row.block_q} * row.block_kv;
     const Floats q = RandomFloats(row.heads * head, 1), k = RandomFloats(row.heads * head, 2),
                  v = RandomFloats(row.heads * head, 3);
