@@ -260,7 +260,7 @@ def markdown(context, by_row):
              ", ".join(f"{name} {version}" for name, version in context["peers"].items()) +
              f". {context['cpu']}, {context['cpus']} CPUs, load average {context['load_average']:.1f} before the run, "
              f"{context['date']}: "
-             f"`{context['command']}`", "",
+             f"`{context['command']}`" + ", interrupted" * context["interrupted"], "",
              "Each cell: median time, rate, and how many times fovea's time (median of adjacent pairs). "
              "**Bold: the peer is faster.**", ""]
     notes = {}
@@ -321,6 +321,40 @@ def aligned_random(rng, shape, dtype="f32"):
     return view
 
 
+def temporary(path):
+    """A new file's name beside the one that path names, and that one's, symbolic links followed."""
+    target = os.path.realpath(path)
+    return f"{target}.{os.getpid()}.tmp", target
+
+
+def check_writable(path):
+    """Raises OSError now rather than after the measuring."""
+    name, target = temporary(path)
+    if os.path.exists(target) and not os.path.isfile(target):
+        raise OSError("exists and is not a regular file")
+    with open(name, "x"):
+        os.remove(name)
+
+
+def write_whole(path, text):
+    """The file as a whole or as it was."""
+    name, target = temporary(path)
+    try:
+        pathlib.Path(name).write_text(text)
+        os.replace(name, target)
+    except BaseException:
+        pathlib.Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_files(args, context, by_row):
+    if args.json:
+        rows = [result for _, results in by_row for result in results]
+        write_whole(args.json, json.dumps({"context": context, "rows": rows}, indent=1) + "\n")
+    if args.markdown:
+        write_whole(args.markdown, markdown(context, by_row))
+
+
 def parse_arguments():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--threads", default="", metavar="N[,N]",
@@ -341,6 +375,12 @@ def parse_arguments():
         parser.error(str(error))
     if min(args.threads) < 1:
         parser.error("--threads: 1 or more")
+    for option, path in (("--json", args.json), ("--markdown", args.markdown)):
+        try:
+            if path is not None:
+                check_writable(path)
+        except OSError as error:
+            parser.error(f"{option} {path}: {error.strerror or error}")
     return args
 
 
@@ -365,29 +405,33 @@ def main():
     context = {"date": datetime.date.today().isoformat(), "cpu": cpu_name(), "cpus": len(os.sched_getaffinity(0)),
                "fovea": fovea.version(), "target": fovea.target(), "library": str(fovea.path),
                "peers": {p.name: p.version for p in providers},
-               "load_average": os.getloadavg()[0], "command": " ".join(sys.argv)}
+               "load_average": os.getloadavg()[0], "command": " ".join(sys.argv),
+               "interrupted": True}  # until all rows are measured
     print(json.dumps(context), flush=True)
 
     rng, by_row = numpy.random.default_rng(1), []
     affinity = os.sched_getaffinity(0)
-    for threads, row in itertools.product(args.threads, ROWS):
-        name = row.name(threads, fovea.target())
-        if not args.filter.search(name):
-            continue
-        print(name, flush=True)
-        results = measure(row, threads, fovea, providers, args, row.tensors(rng))
-        by_row.append((row, results))
-        for result in results:
-            print(line(row, result), flush=True)
-        assert os.sched_getaffinity(0) == affinity, "a peer pinned this thread"
-    if not by_row:
+    rows = [(threads, row) for threads, row in itertools.product(args.threads, ROWS)
+            if args.filter.search(row.name(threads, fovea.target()))]
+    if not rows:
         sys.exit(f"--filter {args.filter.pattern}: no row")
+    try:
+        for threads, row in rows:
+            print(row.name(threads, fovea.target()), flush=True)
+            results = measure(row, threads, fovea, providers, args, row.tensors(rng))
+            by_row.append((row, results))
+            for result in results:
+                print(line(row, result), flush=True)
+            assert os.sched_getaffinity(0) == affinity, "a peer pinned this thread"
+        context["interrupted"] = False
+    except KeyboardInterrupt:
+        print(f"interrupted: {len(by_row)} of {len(rows)} rows were measured", file=sys.stderr)
+    finally:  # whatever ended it, what is measured is kept
+        if by_row:
+            write_files(args, context, by_row)
     print("\n" + "\n".join(summary(by_row)))
-    if args.json:
-        rows = [result for _, results in by_row for result in results]
-        pathlib.Path(args.json).write_text(json.dumps({"context": context, "rows": rows}, indent=1) + "\n")
-    if args.markdown:
-        pathlib.Path(args.markdown).write_text(markdown(context, by_row))
+    if context["interrupted"]:
+        sys.exit(130)
 
 
 if __name__ == "__main__":
