@@ -16,10 +16,17 @@ try:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
     import numpy as np
+    from matplotlib.ticker import MaxNLocator
 except ImportError as error:
     sys.exit(f"plot_attention.py: {error}: apt-get install python3-matplotlib, and run it by /usr/bin/python3")
 
 MOST_LABELS = 40  # tokens that are still legible at a panel's edge
+
+
+def refuse(what):
+    """One line on stderr, exit status 2."""
+    print(f"plot_attention.py: {what}", file=sys.stderr)
+    sys.exit(2)
 
 
 def tokens_of(path, count):
@@ -58,6 +65,9 @@ def draw(weights, heads, title, query_tokens, key_tokens):
         if labels:
             axis.set_xticks(range(len(key_tokens)), key_tokens, rotation=90)
             axis.set_yticks(range(len(query_tokens)), query_tokens)
+        else:
+            for side in (axis.xaxis, axis.yaxis):
+                side.set_major_locator(MaxNLocator("auto", steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
         axis.label_outer()
     shown = [axis for axis in axes.flat if axis.get_visible()]
     figure.colorbar(image,
@@ -84,6 +94,9 @@ def main():
                         help=f"a file with one token a line, to label up to {MOST_LABELS} keys and queries")
     parser.add_argument("--out", type=pathlib.Path, help="PNG, SVG or PDF; default W.png and W.svg")
     options = parser.parse_args()
+    known = matplotlib.backend_bases.FigureCanvasBase.get_supported_filetypes()
+    if options.out and options.out.suffix[1:].lower() not in known:
+        refuse(f"--out {options.out}: a name that ends in one of {', '.join(sorted(known))} is wanted")
     try:
         weights = np.load(options.weights, allow_pickle=False)
         if weights.ndim == 4:
@@ -97,12 +110,18 @@ def main():
     except (OSError, ValueError, IndexError) as error:
         sys.exit(f"plot_attention.py: {options.weights}: {error}")
     keys, queries = [], []
-    if options.tokens and max(weights.shape[1:]) <= MOST_LABELS:
+    if options.tokens and max(weights.shape[1:]) > MOST_LABELS:
+        print(f"plot_attention.py: --tokens: {max(weights.shape[1:])} are more than the {MOST_LABELS} that are legible, "
+              "no labels: see --queries and --keys", file=sys.stderr)
+    elif options.tokens:
         tokens = tokens_of(options.tokens, max(weights.shape[1:]))
         keys, queries = tokens[:weights.shape[2]], tokens[:weights.shape[1]]
     figure = draw(weights, heads, options.weights.name, queries, keys)
     for path in [options.out] if options.out else [options.weights.with_suffix(suffix) for suffix in (".png", ".svg")]:
-        figure.savefig(path, dpi=150)
+        try:
+            figure.savefig(path, dpi=150)
+        except OSError as error:
+            refuse(f"{path}: {error.strerror or error}")
         print(path)
 
 

@@ -46,6 +46,12 @@ STYLE = {
 }
 
 
+def refuse(what):
+    """One line on stderr, exit status 2."""
+    print(f"plot_sweep.py: {what}", file=sys.stderr)
+    sys.exit(2)
+
+
 def engineering(value, _=None):
     """2048 as 2k, 0.5 as 0.5."""
     if value >= 1024 and value % 1024 == 0:
@@ -244,7 +250,11 @@ def draw_curves(axis, rows, metric, ceiling):
                   markersize=4.5,
                   linewidth=1.6,
                   label=f"{target}, {threads_text(n)}")
-        axis.plot(xs, [ceiling(row) for row in chosen], ":", color=color, linewidth=1.4)
+        lines = [(xs, [ceiling(row) for row in chosen])]
+        if len(set(xs)) == 1:  # a line of one point would not be seen
+            lines = [([xs[0] / 1.2, xs[0] * 1.2], [ceiling(row)] * 2) for row in chosen]
+        for line in lines:
+            axis.plot(*line, ":", color=color, linewidth=1.4)
     axis.set_ylim(bottom=0)
 
 
@@ -316,14 +326,15 @@ def thread_scaling(rows):
                   ":",
                   color="#555555",
                   label="what the machine gives: " + ("its peak" if op == "prefill" else "its limit"))
-        axis.set_ylim(top=max(row["threads"] for row in chosen) * 1.15)
+        axis.set_ylim(top=max(max(row["threads"] for row in chosen) * 1.15, axis.get_ylim()[1]))
         axis.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncol=2)
     return figure
 
 
 def grouped_bars(axis, groups, series, value, colors, text=None):
-    """Bars of each series side by side in each group; value(group, series) may be None."""
-    width = 0.8 / len(series)
+    """Bars of each series side by side in each group; value(group, series) may be None, of a whole series as well."""
+    series = [name for name in series if any(value(group, name) is not None for group in groups)]
+    width = 0.8 / max(len(series), 1)
     for i, name in enumerate(series):
         places = [(g + (i - (len(series) - 1) / 2) * width, value(group, name), group) for g, group in enumerate(groups)
                  ]
@@ -411,6 +422,10 @@ def main():
     parser.add_argument("--out", type=pathlib.Path, help="directory for the plots; default that of the first file")
     parser.add_argument("--formats", default="png,svg")
     options = parser.parse_args()
+    formats, known = options.formats.split(","), matplotlib.backend_bases.FigureCanvasBase.get_supported_filetypes()
+    for suffix in formats:
+        if suffix not in known:
+            refuse(f"--formats {options.formats}: '{suffix}' is not one of {', '.join(sorted(known))}")
     sweep_rows, peer_rows, limits, notes = [], [], {}, []
     for path in options.files:
         try:
@@ -428,7 +443,10 @@ def main():
     if not sweep_rows and not peer_rows:
         sys.exit("plot_sweep.py: no measured rows of prefill or decode in " + " ".join(map(str, options.files)))
     out, stem = options.out or options.files[0].parent, options.files[0].stem
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        refuse(f"--out {out}: {error.strerror}")
 
     with plt.rc_context(STYLE):
         figures = {}
@@ -447,9 +465,12 @@ def main():
                 continue
             if notes:
                 figure.supxlabel("\n".join(unique(notes)), fontsize=7.5, color="#777777")
-            for suffix in options.formats.split(","):
+            for suffix in formats:
                 path = out / f"{stem}_{name}.{suffix}"
-                figure.savefig(path, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
+                try:
+                    figure.savefig(path, dpi=150, metadata={"Date": None} if suffix == "svg" else None)
+                except OSError as error:
+                    refuse(f"{path}: {error.strerror or error}")
                 print(path)
             plt.close(figure)
 
