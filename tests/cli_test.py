@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 
 import numpy as np
 
@@ -486,6 +487,67 @@ def full_disk():
     equal(folder.names(), ["k.npy", "q.npy", "v.npy"], "files")
 
 
+SHORT = ["sweep", "--quick", "--op", "prefill", "--min-time", "0"]
+TINY = [*SHORT, "--lengths", "16", "--head-dims", "32"]
+
+
+def sweep_to_full_device():
+    """What stdout does not take makes the exit status 1; files are written all the same."""
+    folder = Folder()
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([str(fovea), *TINY, "--threads", "1", "--csv", str(folder / "s.csv")], stdout=full,
+                              stderr=subprocess.PIPE, text=True)
+    equal(done.returncode, 1, "exit status")
+    equal("fovea: standard output cannot be written\n" in done.stderr, True, f"{done.stderr!r} says so")
+    equal(len((folder / "s.csv").read_text().splitlines()), 2, "lines of the CSV file")
+
+
+def sweep_refuses(part, *options):
+    folder = Folder()
+    refused(part, *TINY, *options, "--json", folder / "s.json")
+    equal(folder.names(), [], "files")
+
+
+def sweep_layer(preset, name):
+    done = run("sweep", "--quick", "--op", "layer", "--preset", preset, "--lengths", 1, "--threads", 1, "--min-time", 0)
+    if name not in done.stdout:
+        raise AssertionError(f"{done.stdout!r} does not say {name!r}")
+
+
+def sweep_stopped(number, twice):
+    """A signal ends the measuring, a second one the program: the rows before are in the file."""
+    folder = Folder()
+    lengths = "16,16384" if twice else "16,4096"  # the second row takes seconds
+    process = subprocess.Popen([str(fovea), *SHORT, "--threads", "1", "--lengths", lengths, "--head-dims", "128", "--csv",
+                                str(folder / "s.csv")], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while "@" not in process.stdout.readline():
+        equal(process.poll(), None, "exit status before the first row")
+    if twice:
+        time.sleep(0.3)  # into the second row
+    process.send_signal(number)
+    while "once more" not in process.stderr.readline():  # after a warning of the load, it may be
+        equal(process.poll(), None, "exit status before the signal is answered")
+    if twice:
+        process.send_signal(number)
+        equal(process.wait(timeout=60), -number, "exit status")
+        equal(len((folder / "s.csv").read_text().splitlines()), 2, "lines of the CSV file")
+    else:
+        errors = process.stderr.read()
+        equal((process.wait(timeout=60), " of 2 rows" in errors), (128 + number, True), f"exit status, and a count in {errors!r}")
+    equal(folder.names(), ["s.csv"], "files")
+
+
+checks.run("cli: sweep to a full device", sweep_to_full_device)
+for part, options in (("--threads: 100000", ["--threads", 100000]), ("--threads: 1025", ["--threads", "1,1025"]),
+                      ("--targets: FOO", ["--threads", 1, "--targets", "FOO"])):
+    checks.run(f"cli: sweep refuses {part}", sweep_refuses, part, *options)
+for option in ("--preset", "--op", "--targets", "--json", "--lengths"):
+    checks.run(f"cli: sweep refuses an empty {option}", refused, f"{option}: a value", "sweep", "--quick", option, "")
+checks.run("cli: attend refuses an empty --bias", refuses, "--bias: a value", "--bias", "")
+checks.run("cli: sweep: gemma-2-9b has its own d_model", sweep_layer, "gemma-2-9b", "layer/f32/m3584/d256/kv1024/h16x8/")
+checks.run("cli: sweep: whisper-small has 448 tokens at most", sweep_layer, "whisper-small", "layer/f32/m768/d64/kv448/h12x12/")
+checks.run("cli: sweep: SIGTERM keeps what is measured", sweep_stopped, signal.SIGTERM, False)
+checks.run("cli: sweep: a second Ctrl-C as well", sweep_stopped, signal.SIGINT, True)
 checks.run("cli: .npy versions as NumPy writes them", npy_versions)
 checks.run("cli: damaged files", damaged)
 checks.run("cli: a full disk", full_disk)

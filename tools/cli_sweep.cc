@@ -9,6 +9,7 @@
 #include <cmath>
 #include <csignal>
 #include <cstdio>
+#include <cstdlib>
 #include <ctime>
 #include <filesystem>
 #include <fstream>
@@ -16,6 +17,7 @@
 #include <nlohmann/json.hpp>
 #include <sstream>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "bench/bench_util.h"
@@ -35,13 +37,23 @@ const std::vector<int64_t> kLayerLengths = {1, 512, 2048};
 constexpr int64_t kQuickPrefill = 2048, kQuickDecode = 8192, kQuickLayer = 1;  // the longest of --quick
 constexpr int64_t kLayerContext = 4096;  // keys that a single token of a layer attends to, where the context has them
 constexpr int kRounds = 5, kQuickRounds = 3;                  // at least
+constexpr int kMostThreads = 1024;                            // of a call: fovea_exec.num_threads
 
-volatile std::sig_atomic_t interrupted = 0;
+volatile std::sig_atomic_t interrupted = 0;  // the signal
+bool on_terminal = false;                    // where a progress bar may be in its line
+
+void SetSignals(void (*handler)(int)) {
+  std::signal(SIGINT, handler);
+  std::signal(SIGTERM, handler);
+}
 
 // The first Ctrl-C ends the measuring, the second the program.
-void OnInterrupt(int) {
-  interrupted = 1;
-  std::signal(SIGINT, SIG_DFL);
+void OnInterrupt(int number) {
+  constexpr char kText[] = "\nfovea: interrupted: finishing this measurement; once more stops at once, with the rows so far kept\n";
+  interrupted = number;
+  SetSignals(SIG_DFL);
+  const size_t skipped = on_terminal ? 0 : 1;
+  if (write(STDERR_FILENO, kText + skipped, sizeof kText - 1 - skipped) < 0) return;  // nobody to tell
 }
 
 std::vector<std::string> Split(const std::string& text, char separator) {
@@ -229,14 +241,19 @@ std::vector<std::string> TargetsOf(const SweepOptions& o) {
   if (o.targets == "all") return fovea_bench::RunnableTargets();
   if (o.targets.empty()) return {fovea_bench::ChosenTarget()};
   const std::vector<std::string> targets = Split(o.targets, ',');
-  for (const std::string& target : targets) ThrowOnError(fovea_set_target(target.c_str()));
+  for (const std::string& target : targets) {
+    if (fovea_set_target(target.c_str()) != FOVEA_OK) {
+      throw InputError(fmt::format("--targets: {}: one of {} or all is wanted", target, fmt::join(fovea_bench::RunnableTargets(), ", ")));
+    }
+  }
   return targets;
 }
 
 std::vector<int> ThreadsOf(const SweepOptions& o) {
   std::vector<int> threads;
   for (const std::string& part : Split(o.threads.empty() ? "1,all" : o.threads, ',')) {
-    const int n = part == "all" ? fovea_bench::MaxThreads() : Number<int>("--threads", part, 1);
+    const int n = part == "all" ? std::min(fovea_bench::MaxThreads(), kMostThreads) : Number<int>("--threads", part, 1);
+    if (n > kMostThreads) throw InputError(fmt::format("--threads: {}: at most {}", n, kMostThreads));
     if (std::find(threads.begin(), threads.end(), n) == threads.end()) threads.push_back(n);
   }
   return threads;
@@ -419,7 +436,7 @@ void PrintRow(const Json& row) {
     fmt::print("{:<58} {:>10.3f} {:>9.1f} {:>6.1f}% {:>8.2f} {:>7} {:>9.1e} {:>9.1e}\n", name, number("time_s") * 1e3,
                number("GFLOP/s"), number("fma_fraction") * 100, number("GB/s"), of_read, number("max_err"), number("naive_err"));
   }
-  std::fflush(stdout);
+  std::fflush(stdout);  // that it failed is seen at the end
 }
 
 // All columns that some row has, in their order; names and texts hold no quotes.
@@ -446,6 +463,15 @@ std::string Now() {
   return text;
 }
 
+// The load average of the last minute; said where it is so high that others disturb what is measured. NaN: not known.
+double LoadAverage() {
+  double load;
+  if (getloadavg(&load, 1) != 1) return NAN;
+  const unsigned cpus = std::thread::hardware_concurrency();
+  if (load > 0.5 * cpus) fmt::print(stderr, "fovea: the load average is {:.1f} on {} CPUs: other programs disturb the measurement\n", load, cpus);
+  return load;
+}
+
 bool WriteText(const std::string& text, std::FILE* file) {
   return std::fwrite(text.data(), 1, text.size(), file) == text.size();
 }
@@ -464,8 +490,10 @@ int RunSweep(const SweepOptions& o) {
   if (!o.csv.empty()) files.push_back({o.csv, [&](std::FILE* file) { return WriteText(csv_text, file); }});
   CheckOutputFiles(files);
 
-  std::signal(SIGINT, OnInterrupt);
   const std::string date = Now();
+  const double load = LoadAverage();
+  on_terminal = isatty(STDERR_FILENO);
+  SetSignals(OnInterrupt);
   const ProgressBar bar(rows.size());
   Json roofline;
   if (!o.json.empty()) {
@@ -476,6 +504,15 @@ int RunSweep(const SweepOptions& o) {
   fmt::print("{:<58} {:>10} {:>9} {:>7} {:>8} {:>7} {:>9} {:>9}\n", "", "ms", "GFLOP/s", "of FMA", "GB/s", "of read",
              "max_err", "naive");
   std::vector<Json> measured;
+  const auto write_files = [&](bool complete) {
+    json_text = Json{{"program", "fovea sweep"}, {"version", fovea_version_str()}, {"date", date},
+                     {"cpu", CpuModel()},        {"load_average", load},           {"command", o.command},
+                     {"interrupted", !complete}, {"roofline", roofline},           {"rows", measured}}
+                    .dump(1) +
+                "\n";
+    csv_text = Csv(measured);
+    WriteOutputFiles(files);
+  };
   bool failed = false;
   size_t done = 0;
   for (; done < rows.size() && !interrupted; ++done) {
@@ -483,23 +520,22 @@ int RunSweep(const SweepOptions& o) {
     const std::vector<Json> of_row = Measure(rows[done], o);
     bar.Clear();
     if (of_row.empty()) break;
+    measured.insert(measured.end(), of_row.begin(), of_row.end());
+    write_files(false);  // whatever ends the program, a row that was printed is kept
     for (const Json& row : of_row) {
       failed |= row.contains("error");
       PrintRow(row);
-      measured.push_back(row);
     }
   }
-  std::signal(SIGINT, SIG_DFL);
-  json_text =
-      Json{{"program", "fovea sweep"}, {"version", fovea_version_str()},  {"date", date},         {"cpu", CpuModel()},
-           {"command", o.command},     {"interrupted", interrupted != 0}, {"roofline", roofline}, {"rows", measured}}
-          .dump(1) +
-      "\n";
-  csv_text = Csv(measured);
-  WriteOutputFiles(files);
+  SetSignals(SIG_DFL);
+  write_files(!interrupted);
+  if (std::ferror(stdout)) {
+    fmt::print(stderr, "fovea: standard output cannot be written\n");
+    failed = true;
+  }
   if (interrupted) {
     fmt::print(stderr, "fovea: interrupted: {} of {} rows were measured\n", done, rows.size());
-    return 128 + SIGINT;
+    return 128 + interrupted;
   }
   return failed ? kExitPastTolerance : kExitOk;
 }

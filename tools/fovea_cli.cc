@@ -145,7 +145,7 @@ evaluation in float64 first, then calls alternate with measurements of this mach
 
 constexpr const char* kSweepFooter =
     R"(Exit status: 0 done; 1 a row's result was wrong or could not be had; 2 bad input;
-130 interrupted by Ctrl-C, with what was measured written.
+130 or 143 interrupted by Ctrl-C or SIGTERM, with what was measured written.
 Example: fovea sweep --preset llama-3-8b --quick --json s.json && python3 tools/plot_sweep.py s.json)";
 
 void AddSweepOptions(CLI::App* sweep, SweepOptions* o) {
@@ -195,6 +195,12 @@ int Main(int argc, char** argv) {
   CLI::App* sweep = app.add_subcommand("sweep", kSweepHelp);
   sweep->footer(kSweepFooter);
   AddSweepOptions(sweep, &sweep_options);
+  const CLI::Validator given([](const std::string& text) { return text.empty() ? "a value is wanted" : ""; }, "");
+  for (CLI::App* command : {attend, layer, sweep}) {
+    for (CLI::Option* option : command->get_options()) {
+      if (option->get_expected_max() > 0) option->check(given);  // no flag. Empty would be as if it were not given
+    }
+  }
   for (int i = 0; i < argc; ++i) sweep_options.command += (i ? " " : "") + std::string(argv[i]);
 
   try {
