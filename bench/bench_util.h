@@ -26,7 +26,7 @@ struct Shape {
   bool sinks = false;
   int64_t row_stride =
       0;  // elements from row to row of a [batch][rows][heads][head_dim] layout; 0 = [batch][heads][rows][head_dim]
-  int64_t page_size = 0;  // keys of a page of K and V, [pages][num_kv_heads][page_size][head_dim] in random order; 0 = not paged. One sequence, not I8
+  int64_t page_size = 0;  // keys of a page of K and V, [pages][num_kv_heads][page_size][head_dim] in random order; 0 = not paged. batch 1, not I8
   int threads = 1;
   std::string target;
 };

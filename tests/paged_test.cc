@@ -431,7 +431,7 @@ TEST_CASE("paged: few rows over a cache in parts, pages of any size and order of
         CAPTURE(dim);
         std::vector<int32_t> order(static_cast<size_t>(pages));
         std::iota(order.begin(), order.end(), 0);
-        for (size_t n = order.size() - 1; n > 0; --n) std::swap(order[n], order[static_cast<size_t>(rng.Int(0, static_cast<int64_t>(n)))]);
+        for (int64_t n = pages - 1; n > 0; --n) std::swap(order[static_cast<size_t>(n)], order[static_cast<size_t>(rng.Int(0, n))]);
         const GuardedArray<int32_t> table(order, Guard::kAfter);
         std::vector<unsigned char> cache[2];
         for (int side = 0; side < 2; ++side) {

@@ -1,5 +1,5 @@
-// Decode's turns over two blocks of keys: Q K^T of one and P V of the other, kChunkKeys keys at a time (decode_memory-inl.h), f32 products. Whole blocks
-// take theirs together (TakeTurns), others one by one (DotKeyRange, PvKeyRange).
+// Decode's turns over two blocks of keys, f32 products: Q K^T of one and P V of the other, kChunkKeys keys at a time (decode_memory-inl.h). Whole
+// blocks take theirs together (TakeTurns), others one by one (DotKeyRange, PvKeyRange).
 
 #if defined(FOVEA_LIB_KERNELS_DECODE_TURNS_INL_H_) == defined(HWY_TARGET_TOGGLE)
 #ifdef FOVEA_LIB_KERNELS_DECODE_TURNS_INL_H_
@@ -178,12 +178,13 @@ HWY_INLINE bool ReadsTwoStreams(const AttentionTask& t, size_t num_rows) {
 
 HWY_INLINE Turns MakeTurns(const AttentionTask& t, const Side& side, int32_t dim, const DecodeBlock& block) {
   const int64_t size = StorageBytes(side.dtype);
-  return {t.block_table ? &t : nullptr, side,           static_cast<const char*>(side.base), side.stride_row * size, dim * size, block.begin,
-          block.walk_end,               nullptr,        static_cast<size_t>(dim)};
+  const AttentionTask* const pages = t.block_table ? &t : nullptr;
+  const char* const base = static_cast<const char*>(side.base);
+  return {pages, side, base, side.stride_row * size, dim * size, block.begin, block.walk_end, nullptr, static_cast<size_t>(dim)};
 }
 
-// What the turn from `key` on prefetches where kPrefetchesInLoops: the rows kPrefetchRows<T> after its own; if there are none such, the first of its own, which is about to be
-// read, again and again.
+// What the turn from `key` on prefetches where kPrefetchesInLoops: the rows kPrefetchRows<T> after its own; if there are none such, the first of its
+// own, which is about to be read, again and again.
 template <class T>
 HWY_INLINE ToCome NextTurn(T /*its type*/, const Turns& turns, int64_t key, const char* rows) {
   constexpr int64_t kAhead = kPrefetchRows<T>, kTurn = static_cast<int64_t>(kChunkKeys);
@@ -224,7 +225,8 @@ HWY_NOINLINE void PvTurn(const Turns& v, DecodeRow* rows, size_t num_rows, size_
 
 // All turns over two whole blocks: Q K^T of one, P V of the other. Null: none.
 template <class P>
-HWY_NOINLINE void TakeTurns(P /*F32Products*/, const AttentionTask& t, DecodeRow* rows, size_t num_rows, const DecodeBlock* qk, const DecodeBlock* pv) {
+HWY_NOINLINE void TakeTurns(P /*F32Products*/, const AttentionTask& t, DecodeRow* rows, size_t num_rows, const DecodeBlock* qk,
+                            const DecodeBlock* pv) {
   Turns k = {}, v = {};
   if (qk) k = MakeTurns(t, KSide(t), t.head_dim, *qk);
   if (pv) v = MakeTurns(t, VSide(t), t.v_head_dim, *pv);
