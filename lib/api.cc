@@ -76,20 +76,26 @@ fovea_status Report(const fovea_exec* user, fovea_status status) {
   return status;
 }
 
+// Adds a word to a list, as far as there is room.
+void Append(const char* separator, const char* word, size_t capacity, char* list) {
+  const size_t used = strlen(list);
+  snprintf(list + used, capacity - used, "%s%s", used ? separator : "", word);
+}
+
 // "q BF16, k F16": the tensors that are converted, or "none". native_qk, native_v: these are not.
 void DescribeConversions(const fovea_attention_params& p, bool native_qk, bool native_v, char* text, size_t capacity) {
   const struct {
     const char* name;
     const fovea_tensor& tensor;
   } tensors[] = {{"q", p.q}, {"k", p.k}, {"v", p.v}, {"out", p.out}, {"bias", p.bias}};
-  size_t used = 0;
+  text[0] = '\0';
   for (const auto& t : tensors) {
     if ((native_qk && (&t.tensor == &p.q || &t.tensor == &p.k)) || (native_v && &t.tensor == &p.v)) continue;
-    if (t.tensor.dtype == FOVEA_F32 || t.tensor.dtype == FOVEA_DTYPE_NONE || used >= capacity) continue;
-    const int n = snprintf(text + used, capacity - used, "%s%s %s", used ? ", " : "", t.name, fovea_dtype_str(t.tensor.dtype));
-    used += n > 0 ? static_cast<size_t>(n) : 0;
+    if (t.tensor.dtype == FOVEA_F32 || t.tensor.dtype == FOVEA_DTYPE_NONE) continue;
+    Append(", ", t.name, capacity, text);
+    Append(" ", fovea_dtype_str(t.tensor.dtype), capacity, text);
   }
-  if (used == 0) snprintf(text, capacity, "none");
+  if (!*text) Append("", "none", capacity, text);
 }
 
 struct Call {
@@ -188,16 +194,13 @@ fovea_status Describe(const fovea_attention_params* params, const fovea_exec* ex
     scores_pairs += static_cast<double>(lanes * kTileVecs) * plan->tasks[2][n].kv_end;
   }
   snprintf(info->target, sizeof info->target, "%s", call.target->name);
-  char tile[48] = "", decode_type[16] = "";
-  if (prefill) snprintf(tile, sizeof tile, "prefill_%s_%dx%d", prefill, table.tile_keys, lanes * kTileVecs);
-  if (decode) snprintf(decode_type, sizeof decode_type, "decode_%s", decode);
   info->kernels[0] = '\0';
-  size_t used = 0;
-  const char* const kernels[] = {tile, decode_f32 ? "decode_f32" : "", decode_type, plan->num_tasks[1] ? "merge_f32" : "",
-                                 plan->num_tasks[2] ? "scores_f32" : ""};
-  for (const char* kernel : kernels) {
-    if (*kernel) used += static_cast<size_t>(snprintf(info->kernels + used, sizeof info->kernels - used, "%s%s", used ? " " : "", kernel));
-  }
+  if (prefill) snprintf(info->kernels, sizeof info->kernels, "prefill_%s_%dx%d", prefill, table.tile_keys, lanes * kTileVecs);
+  const auto add = [&](const char* kernel) { Append(" ", kernel, sizeof info->kernels, info->kernels); };
+  if (decode_f32) add("decode_f32");
+  if (decode) add("decode_"), Append("", decode, sizeof info->kernels, info->kernels);
+  if (plan->num_tasks[1]) add("merge_f32");
+  if (plan->num_tasks[2]) add("scores_f32");
   const bool native = plan->num_tasks[0] > 0 && !converts;
   DescribeConversions(p, native && plan->num_tasks[2] == 0, native, info->conversions, sizeof info->conversions);
   info->num_threads = call.workers;

@@ -505,6 +505,7 @@ int RunSweep(const SweepOptions& o) {
              "max_err", "naive");
   std::vector<Json> measured;
   const auto write_files = [&](bool complete) {
+    if (files.empty()) return;
     json_text = Json{{"program", "fovea sweep"}, {"version", fovea_version_str()}, {"date", date},
                      {"cpu", CpuModel()},        {"load_average", load},           {"command", o.command},
                      {"interrupted", !complete}, {"roofline", roofline},           {"rows", measured}}

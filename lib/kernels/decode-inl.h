@@ -190,7 +190,7 @@ HWY_INLINE void DotRun(Int8Products /*policy*/, const AttentionTask& t, const Ke
   const I8* const k = static_cast<const I8*>(KRow(t, key));
   if (t.block_table) {
     PrefetchPaged(t, KSide(t), I8(), key, n, block.walk_end, dim);
-  } else if (HasRowsToCome(block, key, n, kPrefetchRows<I8>)) {
+  } else if (HasRowsToCome(block.walk_end - key, n, kPrefetchRows<I8>)) {
     for (size_t j = 0; j < n; ++j) PrefetchRow(k + (static_cast<int64_t>(j) + kPrefetchRows<I8>) * stride, dim);
   }
   uint32_t* const transposed = reinterpret_cast<uint32_t*>(s.copy);
@@ -210,16 +210,19 @@ HWY_INLINE void DotRun(Int8Products /*policy*/, const AttentionTask& t, const Ke
 
 // ---- The walk
 
-// Behind the last key whose rows may be prefetched: where the walk ends, or where this task is a part and the next one goes on behind it, where the
-// rows' permitted keys end.
-HWY_INLINE int32_t WalkEnd(const AttentionTask& t, const DecodeRow* rows, size_t n, int32_t hi) {
-  int64_t end = int64_t{hi} + 1;
-  if (end < t.kv_end || t.mask || t.bias) return hi + 1;
+// Behind the last key that may be prefetched: where the walk ends, or where this task is a part and the next one goes on with keys of the same rows,
+// where those end.
+HWY_INLINE int32_t WalkEnd(const AttentionTask& t, size_t first_row, size_t n, int32_t hi) {
+  int32_t end = hi + 1;
+  if (end < t.kv_end || t.kv_prefetch_end == t.kv_end) return end;
+  AttentionTask with_next = t;
+  with_next.kv_end = t.kv_prefetch_end;
   for (size_t r = 0; r < n; ++r) {
-    const int64_t last = t.causal ? rows[r].pos : t.window_right >= 0 ? rows[r].pos + t.window_right : t.kv_prefetch_end;
-    end = HWY_MAX(end, HWY_MIN(last + 1, int64_t{t.kv_prefetch_end}));
+    int32_t first, last;
+    RowRange(with_next, (t.lane_begin + static_cast<int64_t>(first_row + r)) / t.group, &first, &last);
+    if (first <= hi + 1) end = HWY_MAX(end, last + 1);
   }
-  return static_cast<int32_t>(end);
+  return end;
 }
 
 // The next block with a permitted key, from kb on. False: none.
@@ -255,7 +258,7 @@ HWY_NOINLINE void DecodeRows(P policy, const AttentionTask& t, const KernelScrat
   if (lo > hi) return;
   HWY_ALIGN float k_scale[kDecodeKeys] = {}, v_scale[kDecodeKeys] = {};
   const BlockScales scales = {t.k_scale ? k_scale : nullptr, t.v_scale ? v_scale : nullptr};
-  const int32_t walk_end = WalkEnd(t, rows, n, hi);
+  const int32_t walk_end = WalkEnd(t, first_row, n, hi);
   DecodeBlock block = {}, next;
   int32_t kb = lo / kDecodeKeys * kDecodeKeys;
   for (bool more = true, pending = false; more || pending;) {

@@ -111,7 +111,7 @@ HWY_INLINE void DotRun(Bf16Products /*policy*/, const AttentionTask& t, const Ke
   const BF16* const k = static_cast<const BF16*>(KRow(t, key));
   if (t.block_table) PrefetchPaged(t, KSide(t), BF16(), key, n, block.walk_end, dim);
   const bool prefetches = num_rows > 1 || PrefetchesRows(BF16(), num_rows, stride, dim);
-  const int32_t ahead = !t.block_table && prefetches && HasRowsToCome(block, key, n, kPrefetchPairRows) ? 1 : 0;
+  const int32_t ahead = !t.block_table && prefetches && HasRowsToCome(block.walk_end - key, n, kPrefetchPairRows) ? 1 : 0;
   size_t r = 0;
   for (; r + 4 <= num_rows; r += 4) DotPairChunk<4>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
   for (; r + 2 <= num_rows; r += 2) DotPairChunk<2>(k, stride, rows[r].q, pitch, dim, n, r == 0 ? ahead : 0, rows[r].p + at);
@@ -286,7 +286,7 @@ HWY_INLINE void PvPart(Bf16Products /*policy*/, const AttentionTask& t, DecodeRo
     } else {
       if (t.block_table) {
         PrefetchPaged(t, VSide(t), BF16(), key, 2 * run.pairs, block.walk_end, dim);
-      } else if ((num_rows > 1 || PrefetchesRows(BF16(), num_rows, stride, dim)) && HasRowsToCome(block, key, 2 * run.pairs, kPrefetchPairRows)) {
+      } else if ((num_rows > 1 || PrefetchesRows(BF16(), num_rows, stride, dim)) && HasRowsToCome(block.walk_end - key, 2 * run.pairs, kPrefetchPairRows)) {
         for (size_t i = 0; i < 2 * run.pairs; ++i) {
           PrefetchRow(reinterpret_cast<const BF16*>(run.low) + (static_cast<int64_t>(i) + kPrefetchPairRows) * stride, dim);
         }

@@ -59,11 +59,9 @@ HWY_INLINE void PrefetchPaged(const AttentionTask& t, const Side& side, T /*its 
   for (int32_t j = first; j < end; ++j) PrefetchRow(static_cast<const T*>(SideRow(t, side, j)), dim);
 }
 
-// Whether there are n rows `ahead` rows after those from `key`. Behind the last row memory may be unmapped: a prefetch does not fault on it, but
-// takes long: 64 keys took six times as long as without.
-HWY_INLINE bool HasRowsToCome(const DecodeBlock& block, int32_t key, size_t n, int32_t ahead) {
-  return key + ahead + static_cast<int32_t>(n) <= block.walk_end;
-}
+// Whether there are n rows `ahead` rows after those that are `left` keys before the end of the walk. Behind the last row memory may be unmapped: a
+// prefetch does not fault on it, but takes long: 64 keys took six times as long as without.
+HWY_INLINE bool HasRowsToCome(int64_t left, size_t n, size_t ahead) { return left >= static_cast<int64_t>(ahead + n); }
 
 // ---- The products of a turn
 
@@ -121,18 +119,16 @@ HWY_INLINE void PvPasses(const T* v, int64_t stride, size_t dim, DecodeRow* rows
 // do not reach. DotAhead gives 1 where Q K^T is to prefetch rows as it goes, else 0.
 template <class T>
 HWY_INLINE int32_t DotAhead(const T* k, int64_t stride, size_t dim, size_t num_rows, size_t n, int64_t left) {
-  const int64_t keys = static_cast<int64_t>(n);
-  if (PrefetchesRows(T(), num_rows, stride, dim)) return left >= keys + kPrefetchRows<T> ? 1 : 0;
-  if (left >= keys + static_cast<int64_t>(kChunkKeys)) PrefetchTurn(k + kChunkKeys * dim);
+  if (PrefetchesRows(T(), num_rows, stride, dim)) return HasRowsToCome(left, n, kPrefetchRows<T>) ? 1 : 0;
+  if (HasRowsToCome(left, n, kChunkKeys)) PrefetchTurn(k + kChunkKeys * dim);
   return 0;
 }
 template <class T>
 HWY_INLINE void PvAhead(const T* v, int64_t stride, size_t dim, size_t num_rows, size_t n, int64_t left) {
-  const int64_t keys = static_cast<int64_t>(n);
   if (!PrefetchesRows(T(), num_rows, stride, dim) && !(kWidensOnce<T> && num_rows >= 4)) {
-    if (left >= keys + static_cast<int64_t>(kChunkKeys)) PrefetchTurn(v + kChunkKeys * dim);
-  } else if (left >= keys + kPrefetchRows<T>) {
-    for (int64_t j = 0; j < keys; ++j) PrefetchRow(v + (j + kPrefetchRows<T>) * stride, dim);
+    if (HasRowsToCome(left, n, kChunkKeys)) PrefetchTurn(v + kChunkKeys * dim);
+  } else if (HasRowsToCome(left, n, kPrefetchRows<T>)) {
+    for (size_t j = 0; j < n; ++j) PrefetchRow(v + (static_cast<int64_t>(j) + kPrefetchRows<T>) * stride, dim);
   }
 }
 
@@ -186,17 +182,18 @@ HWY_INLINE Turns MakeTurns(const AttentionTask& t, const Side& side, int32_t dim
 // What the turn from `key` on prefetches where kPrefetchesInLoops: the rows kPrefetchRows<T> after its own; if there are none such, the first of its
 // own, which is about to be read, again and again.
 template <class T>
-HWY_INLINE ToCome NextTurn(T /*its type*/, const Turns& turns, int64_t key, const char* rows) {
+HWY_INLINE ToCome NextTurn(const T* own, const Turns& turns, int64_t key) {
   constexpr int64_t kAhead = kPrefetchRows<T>, kTurn = static_cast<int64_t>(kChunkKeys);
-  if (!kPrefetchesInLoops || key + kAhead + kTurn > turns.walk_end) return {rows, 0, turns.bytes, 0, nullptr};
-  if (kBeginsPages<T> && turns.stride == turns.bytes && key + kAhead + 2 * kTurn <= turns.walk_end) {
+  const int64_t left = turns.walk_end - key;
+  if (!kPrefetchesInLoops || !HasRowsToCome(left, kTurn, kAhead)) return OwnRows(own, turns.dim);
+  if (kBeginsPages<T> && turns.stride == turns.bytes && HasRowsToCome(left, kTurn, kAhead + kTurn)) {
     const char* const after = RowOf(turns, key + kAhead + kTurn);
     for (int64_t i = 2048; i < kTurn * turns.bytes; i += 4096) __builtin_prefetch(after + i, 0, 2);
   }
   const char* other = nullptr;
   if (turns.other) {
-    const int64_t beside = turns.other->first + key - turns.first + kAhead;
-    if (beside + kTurn <= turns.other->walk_end) other = RowOf(*turns.other, beside);
+    const int64_t beside = turns.other->first + key - turns.first;
+    if (HasRowsToCome(turns.other->walk_end - beside, kTurn, kAhead)) other = RowOf(*turns.other, beside + kAhead);
   }
   return {RowOf(turns, key + kAhead), turns.stride, turns.bytes, 0, other};
 }
@@ -205,10 +202,9 @@ HWY_INLINE ToCome NextTurn(T /*its type*/, const Turns& turns, int64_t key, cons
 template <class T>
 HWY_NOINLINE void DotTurn(const Turns& k, DecodeRow* rows, size_t num_rows, size_t j, size_t at) {
   const int64_t key = k.first + static_cast<int64_t>(j);
-  const char* const from = RowOf(k, key);
-  const T* const values = reinterpret_cast<const T*>(from);
+  const T* const values = reinterpret_cast<const T*>(RowOf(k, key));
   const int64_t stride = k.side.stride_row;
-  ToCome to_come = NextTurn(T(), k, key, from);
+  ToCome to_come = NextTurn(values, k, key);
   const int32_t ahead = kPrefetchesInLoops ? 0 : DotAhead(values, stride, k.dim, num_rows, kChunkKeys, k.walk_end - key);
   DotPasses(values, stride, k.dim, rows, num_rows, at, kChunkKeys, to_come, ahead);
 }
@@ -216,14 +212,13 @@ HWY_NOINLINE void DotTurn(const Turns& k, DecodeRow* rows, size_t num_rows, size
 template <class T>
 HWY_NOINLINE void PvTurn(const Turns& v, DecodeRow* rows, size_t num_rows, size_t j, size_t at) {
   const int64_t key = v.first + static_cast<int64_t>(j);
-  const char* const from = RowOf(v, key);
-  const T* const values = reinterpret_cast<const T*>(from);
-  ToCome to_come = NextTurn(T(), v, key, from);
+  const T* const values = reinterpret_cast<const T*>(RowOf(v, key));
+  ToCome to_come = NextTurn(values, v, key);
   if (!kPrefetchesInLoops) PvAhead(values, v.side.stride_row, v.dim, num_rows, kChunkKeys, v.walk_end - key);
   PvPasses(values, v.side.stride_row, v.dim, rows, num_rows, at, kChunkKeys, to_come, j == 0, j + kChunkKeys == kDecodeKeys);
 }
 
-// All turns over two whole blocks: Q K^T of one, P V of the other. Null: none.
+// All turns over two whole blocks: Q K^T of one, P V of the other. Null: none. A template, so that units of other policies do not compile it.
 template <class P>
 HWY_NOINLINE void TakeTurns(P /*F32Products*/, const AttentionTask& t, DecodeRow* rows, size_t num_rows, const DecodeBlock* qk,
                             const DecodeBlock* pv) {
