@@ -1,7 +1,5 @@
 #include "lib/plan.h"
 
-#include <string.h>
-
 #include <algorithm>
 
 #include "lib/carver.h"
@@ -172,12 +170,13 @@ fovea_status BuildPlan(const fovea_attention_params& p, uint32_t flags, const Ta
   }
   Carver c(AlignUp(mem));
   fovea_plan* plan = c.Take<fovea_plan>(1);
-  memset(plan, 0, sizeof *plan);
   plan->lengths_hash = LengthsHash(p);
   plan->params = p;
   plan->target = &target;
   plan->flags = flags;
   plan->workers = workers;
+  plan->num_phases = 0;
+  plan->cost = 0.0;
   Layout(p, flags, target, workers, &c, plan);
 
   const int64_t group = p.num_q_heads / p.num_kv_heads;

@@ -142,10 +142,10 @@ HWY_INLINE void LoadScales(const AttentionTask& t, const Side& side, const Decod
 
 // ---- Policy
 
-// Row i of head h, as the products want it, to row.q; room: as much again.
-HWY_INLINE void LoadQ(F32Products /*policy*/, const AttentionTask& t, const ScoreRule& score, int64_t i, int64_t h, DecodeRow& row, float* /*room*/) {
+// row.query's row of q, as the products want it, to row.q; room: as much again.
+HWY_INLINE void LoadQ(F32Products /*policy*/, const AttentionTask& t, const ScoreRule& score, DecodeRow& row, float* /*room*/) {
   const size_t dim = static_cast<size_t>(t.head_dim), pitch = PadToVector(dim);
-  ConvertRowToF32(t.q_dtype, At(t.q, t.q_dtype, h * t.q_stride_head + i * t.q_stride_row), dim, row.q);
+  ConvertRowToF32(t.q_dtype, QRow(t, row.query), dim, row.q);
   const DF d;
   const auto factor = hn::Set(d, score.q_factor);
   for (size_t c = 0; c < pitch; c += hn::Lanes(d)) hn::Store(hn::Mul(hn::Load(d, row.q + c), factor), d, row.q + c);
@@ -174,9 +174,9 @@ struct Int8Products : F32Products {};
 template <>
 constexpr size_t kPolicyChunkKeys<Int8Products> = kDotKeys;
 
-HWY_INLINE void LoadQ(Int8Products /*policy*/, const AttentionTask& t, const ScoreRule& score, int64_t i, int64_t h, DecodeRow& row, float* room) {
+HWY_INLINE void LoadQ(Int8Products /*policy*/, const AttentionTask& t, const ScoreRule& score, DecodeRow& row, float* room) {
   const size_t pitch = PadToVector(static_cast<size_t>(t.head_dim));
-  LoadQ(F32Products(), t, score, i, h, row, room);
+  LoadQ(F32Products(), t, score, row, room);
   row.fixed = reinterpret_cast<FixedPointRow*>(room);
   row.fits = ToFixedPoint(row.q, pitch, row.fixed) && pitch <= kMaxInt8DotDim;
 }
@@ -212,14 +212,14 @@ HWY_INLINE void DotRun(Int8Products /*policy*/, const AttentionTask& t, const Ke
 
 // Behind the last key that may be prefetched: where the walk ends, or where this task is a part and the next one goes on with keys of the same rows,
 // where those end.
-HWY_INLINE int32_t WalkEnd(const AttentionTask& t, size_t first_row, size_t n, int32_t hi) {
+HWY_INLINE int32_t WalkEnd(const AttentionTask& t, const DecodeRow* rows, size_t n, int32_t hi) {
   int32_t end = hi + 1;
   if (end < t.kv_end || t.kv_prefetch_end == t.kv_end) return end;
   AttentionTask with_next = t;
   with_next.kv_end = t.kv_prefetch_end;
   for (size_t r = 0; r < n; ++r) {
     int32_t first, last;
-    RowRange(with_next, (t.lane_begin + static_cast<int64_t>(first_row + r)) / t.group, &first, &last);
+    RowRange(with_next, rows[r].query.row, &first, &last);
     if (first <= hi + 1) end = HWY_MAX(end, last + 1);
   }
   return end;
@@ -248,7 +248,7 @@ HWY_NOINLINE void DecodeRows(P policy, const AttentionTask& t, const KernelScrat
   const size_t o_pitch = PadToVector(static_cast<size_t>(t.v_head_dim));
   int32_t lo = INT32_MAX, hi = -1;
   for (size_t r = 0; r < n; ++r) {
-    StartRow(t, (t.lane_begin + static_cast<int64_t>(first_row + r)) % t.group, &rows[r].m, &rows[r].l);
+    StartRow(t, rows[r].query.head, &rows[r].m, &rows[r].l);
     memset(rows[r].o, 0, o_pitch * sizeof(float));
     memset(rows[r].block_o, 0, o_pitch * sizeof(float));
     if (rows[r].lo > rows[r].hi) continue;
@@ -258,7 +258,7 @@ HWY_NOINLINE void DecodeRows(P policy, const AttentionTask& t, const KernelScrat
   if (lo > hi) return;
   HWY_ALIGN float k_scale[kDecodeKeys] = {}, v_scale[kDecodeKeys] = {};
   const BlockScales scales = {t.k_scale ? k_scale : nullptr, t.v_scale ? v_scale : nullptr};
-  const int32_t walk_end = WalkEnd(t, first_row, n, hi);
+  const int32_t walk_end = WalkEnd(t, rows, n, hi);
   DecodeBlock block = {}, next;
   int32_t kb = lo / kDecodeKeys * kDecodeKeys;
   for (bool more = true, pending = false; more || pending;) {
@@ -282,8 +282,10 @@ HWY_NOINLINE void DecodeRows(P policy, const AttentionTask& t, const KernelScrat
     if (more && scales.v) LoadScales(t, VSide(t), next, v_scale);
     for (size_t r = 0; more && r < n; ++r) {
       float* bias = next.use_bias ? rows[r].bias + next.half * kDecodeKeys : nullptr;
-      const int64_t lane = t.lane_begin + static_cast<int64_t>(first_row + r), i = lane / t.group, h = lane % t.group;
-      if (bias) LoadBias(t, MaskRow(t, i, h), BiasRow(t, i, h), next.begin, next.end, bias + (next.begin - next.kb), 1);
+      const QueryLane& query = rows[r].query;
+      if (bias) {
+        LoadBias(t, MaskRow(t, query.row, query.head), BiasRow(t, query.row, query.head), next.begin, next.end, bias + (next.begin - next.kb), 1);
+      }
       DecodeSoftmax(policy, rows[r], score, next.kb, next.begin, next.end, rows[r].p + next.half * kDecodeKeys, scales, bias, o_pitch, rule);
     }
     pending = more;
@@ -293,10 +295,9 @@ HWY_NOINLINE void DecodeRows(P policy, const AttentionTask& t, const KernelScrat
 
 // O / l to the row's place.
 HWY_INLINE void WriteDecodeRow(const AttentionTask& t, const DecodeRow& row, size_t r, float weight) {
-  const int64_t lane = t.lane_begin + static_cast<int64_t>(r);
   const int32_t dtype = t.part_out ? int32_t{kF32} : t.out_dtype;
   void* const place = t.part_out ? t.part_out + static_cast<int64_t>(r) * t.v_head_dim
-                                 : At(t.out, dtype, (lane % t.group) * t.out_stride_head + (lane / t.group) * t.out_stride_row);
+                                 : At(t.out, dtype, row.query.head * t.out_stride_head + row.query.row * t.out_stride_row);
   const float inv = row.l == 0.0f ? 0.0f : 1.0f / weight / row.l;
   const DF d;
   const size_t dim = static_cast<size_t>(t.v_head_dim);
@@ -313,17 +314,17 @@ HWY_INLINE void Decode(P policy, const AttentionTask& t, const KernelScratch& s)
   const ScoreRule score = MakeScoreRule(t, kLog2E);
   DecodeRow rows[kDecodeMaxRows];
   for (size_t r = 0; r < n; ++r) {
-    const int64_t lane = t.lane_begin + static_cast<int64_t>(r), i = lane / t.group, h = lane % t.group;
     DecodeRow& row = rows[r];
+    row.query = LaneQuery(t, t.lane_begin + static_cast<int64_t>(r));
     row.q = s.qt + r * q_pitch;
     row.o = s.ot + r * o_pitch;
     row.block_o = s.ot + (n + r) * o_pitch;
     row.p = s.p + r * kBlockKeys;
     row.bias = s.bias + r * kBlockKeys;
-    row.slope = t.slopes ? t.slopes[h] : 0.0f;
-    row.pos = static_cast<int32_t>(Position(t, i));
-    RowRange(t, i, &row.lo, &row.hi);
-    LoadQ(policy, t, score, i, h, row, s.qt + (n + r) * q_pitch);
+    row.slope = t.slopes ? t.slopes[row.query.head] : 0.0f;
+    row.pos = static_cast<int32_t>(Position(t, row.query.row));
+    RowRange(t, row.query.row, &row.lo, &row.hi);
+    LoadQ(policy, t, score, row, s.qt + (n + r) * q_pitch);
   }
   DecodeRows(policy, t, s, score, rows, n, 0, kLazyMax, false);
   for (size_t r = 0; r < n; ++r) {

@@ -28,11 +28,10 @@ constexpr int32_t kPrefetchPairRows = 16;
 
 // ---- Q K^T
 
-HWY_INLINE void LoadQ(Bf16Products /*policy*/, const AttentionTask& t, const ScoreRule& /*score*/, int64_t i, int64_t h, DecodeRow& row,
-                      float* /*room*/) {
+HWY_INLINE void LoadQ(Bf16Products /*policy*/, const AttentionTask& t, const ScoreRule& /*score*/, DecodeRow& row, float* /*room*/) {
   const size_t dim = static_cast<size_t>(t.head_dim);
   memset(row.q, 0, PadToVector(dim) * sizeof(float));
-  memcpy(row.q, At(t.q, kBF16, h * t.q_stride_head + i * t.q_stride_row), dim * sizeof(BF16));
+  memcpy(row.q, QRow(t, row.query), dim * sizeof(BF16));
 }
 
 // NQ accumulators += one K row times NQ rows of q, pitch floats apart.

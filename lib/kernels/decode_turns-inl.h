@@ -34,6 +34,7 @@ struct DecodeRow {
   int32_t lo, hi, pos;
   FixedPointRow* fixed;  // of Int8Products: q once more, and whether it could be
   bool fits;
+  QueryLane query;
 };
 
 // A block of the walk: keys [begin, end) of the kDecodeKeys from kb; half: 0 or 1, which half of a row's P and bias is its own.

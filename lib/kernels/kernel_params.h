@@ -61,7 +61,7 @@ struct KernelScratch {
 };
 
 // One task: the lanes [lane_begin, lane_begin + lane_count) of one sequence and kv head over its keys [kv_begin, kv_end). Lane n is query
-// row n / group and head n % group of the kv head's group. Pointers are those of the sequence and the group's first head; strides
+// row n / group and head n % group of the kv head's group (LaneQuery). Pointers are those of the sequence and the group's first head; strides
 // are in elements.
 struct AttentionTask {
   const void* q;
@@ -142,6 +142,19 @@ struct QuantizeTask {
 // K and V of which more than this is read before the same rows are read again come from L3 or from memory.
 constexpr int64_t kNearBytes = 4 << 20;
 static inline int64_t KvRowBytes(const AttentionTask& t) { return t.head_dim * StorageBytes(t.k_dtype) + t.v_head_dim * StorageBytes(t.v_dtype); }
+
+// What lane n of a task stands for. Divisions cost a tenth of a small call, those by 1 as well.
+struct QueryLane {
+  int64_t row, head;
+};
+static inline QueryLane LaneQuery(const AttentionTask& t, int64_t n) {
+  if (t.group == 1) return {n, 0};
+  const int32_t lane = static_cast<int32_t>(n);
+  return {lane / t.group, lane % t.group};
+}
+static inline const void* QRow(const AttentionTask& t, const QueryLane& query) {
+  return At(t.q, t.q_dtype, query.head * t.q_stride_head + query.row * t.q_stride_row);
+}
 
 static inline int64_t Position(const AttentionTask& t, int64_t i) { return t.q_positions ? t.q_positions[i] : i + t.pos0; }
 

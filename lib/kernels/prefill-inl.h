@@ -64,12 +64,14 @@ struct BlockWork {
   int32_t begin, end;
   int32_t all_begin, all_end;  // keys within, which causality and window permit to all lanes
   bool use_bias;
+  size_t o_columns;  // of O^T that are multiplied where m moves: none before the tile's first P V
   int32_t ahead;  // the last key whose rows are prefetched meanwhile, or -1
 };
 
 HWY_INLINE BlockWork FindBlockWork(const AttentionTask& t, const Tile& tile, int32_t kb) {
   BlockWork w;
   w.ahead = -1;
+  w.o_columns = 0;
   int32_t lo, hi;
   KeyUnion(t, &tile, 1, &lo, &hi);
   w.begin = HWY_MAX(kb, lo);
@@ -97,7 +99,7 @@ HWY_INLINE BlockWork FindBlockWork(const AttentionTask& t, const Tile& tile, int
 // O, l, m and the P rows already written of this block, for the lanes whose maximum moves. alpha is exactly 1 elsewhere. Out of line: rare
 // after the first group.
 template <int NV, class T>
-HWY_NOINLINE void Rescale(const Tile& tile, size_t v_head_dim, float* HWY_RESTRICT p, size_t rows, const MaxRule& rule) {
+HWY_NOINLINE void Rescale(const Tile& tile, size_t o_columns, float* HWY_RESTRICT p, size_t rows, const MaxRule& rule) {
   const DF d;
   using V = hn::Vec<DF>;
   const size_t N = hn::Lanes(d), L = NV * N;
@@ -111,7 +113,7 @@ HWY_NOINLINE void Rescale(const Tile& tile, size_t v_head_dim, float* HWY_RESTRI
     hn::Store(hn::IfThenElse(moves, new_m, m), d, tile.m + c);
     hn::Store(hn::Mul(hn::Load(d, tile.l + c), alpha), d, tile.l + c);
     hn::Store(hn::Mul(hn::Load(d, tile.block_l + c), alpha), d, tile.block_l + c);
-    for (size_t r = 0; r < v_head_dim; ++r) {
+    for (size_t r = 0; r < o_columns; ++r) {
       hn::Store(hn::Mul(hn::Load(d, tile.ot + r * L + c), alpha), d, tile.ot + r * L + c);
     }
     for (size_t r = 0; r < rows; ++r) hn::Store(ScaleWeights(T(), hn::Load(d, p + r * L + c), alpha), d, p + r * L + c);
@@ -148,7 +150,7 @@ HWY_INLINE void ExpColumn(float /*type*/, V s0, V s1, V s2, V s3, V s4, V s5, V 
 
 // m for a group whose scores lie at s. The block's P rows before it, at p_begin, are rescaled if it moves.
 template <int NV, class T>
-HWY_NOINLINE void MoveGroupMax(const Tile& tile, size_t v_head_dim, const float* s, const float* p, float* p_begin, const MaxRule& rule) {
+HWY_NOINLINE void MoveGroupMax(const Tile& tile, size_t o_columns, const float* s, const float* p, float* p_begin, const MaxRule& rule) {
   const DF d;
   const size_t N = hn::Lanes(d), L = NV * N;
   const auto row = [&](size_t r, size_t c) HWY_ATTR { return hn::Load(d, s + (r < kTileKeys ? r : 0) * L + c); };
@@ -158,7 +160,7 @@ HWY_NOINLINE void MoveGroupMax(const Tile& tile, size_t v_head_dim, const float*
     hn::Store(mx, d, tile.mx + c);
     any_moves |= !hn::AllFalse(d, hn::Gt(mx, hn::Add(hn::Load(d, tile.m + c), hn::Set(d, rule.threshold))));
   }
-  if (any_moves) Rescale<NV, T>(tile, v_head_dim, p_begin, static_cast<size_t>(p - p_begin) / L, rule);
+  if (any_moves) Rescale<NV, T>(tile, o_columns, p_begin, static_cast<size_t>(p - p_begin) / L, rule);
 }
 
 // P at p and l of a group whose scores lie at s, which may be p.
@@ -175,8 +177,8 @@ HWY_NOINLINE void ExpGroup(const Tile& tile, const float* s, float* p) {
 
 // P at p, l and m of a group whose scores lie at s, which may be p. p_begin: where the block's P rows begin.
 template <int NV, class T>
-HWY_NOINLINE void SoftmaxGroup(const Tile& tile, size_t v_head_dim, const float* s, float* p, float* p_begin, const MaxRule& rule) {
-  MoveGroupMax<NV, T>(tile, v_head_dim, s, p, p_begin, rule);
+HWY_NOINLINE void SoftmaxGroup(const Tile& tile, size_t o_columns, const float* s, float* p, float* p_begin, const MaxRule& rule) {
+  MoveGroupMax<NV, T>(tile, o_columns, s, p, p_begin, rule);
   ExpGroup<NV, T>(tile, s, p);
 }
 
@@ -217,7 +219,7 @@ HWY_INLINE void AddGroup(const float* p, float* HWY_RESTRICT l) {
 // constants in registers and spills accumulators. The rare rescale goes through memory, so that no accumulator lives across a call, for which clang
 // would spill it in the k loop. With kExpBehind, the exp2 is that of the group before, and this one's scores are left at p.
 template <int NV, bool kAhead = false, class T>
-HWY_NOINLINE void QkSoftmaxGroup(const Tile& tile, const T* const* HWY_RESTRICT k, size_t dim, size_t v_head_dim, float factor, const Ahead* ahead,
+HWY_NOINLINE void QkSoftmaxGroup(const Tile& tile, const T* const* HWY_RESTRICT k, size_t dim, size_t o_columns, float factor, const Ahead* ahead,
                                  float* s, float* p, float* p_begin, const MaxRule& rule) {
   const DF d;
   using V = hn::Vec<DF>;
@@ -253,12 +255,12 @@ HWY_NOINLINE void QkSoftmaxGroup(const Tile& tile, const T* const* HWY_RESTRICT 
     moves = hn::Or(moves, hn::Gt(GroupMax(c0, c1, c2, c3, c4, c5, c6, c7), m));
   }
   if constexpr (kExpBehind) {
-    if (HWY_UNLIKELY(!hn::AllFalse(d, moves))) MoveGroupMax<NV, T>(tile, v_head_dim, p, p, p_begin, rule);
+    if (HWY_UNLIKELY(!hn::AllFalse(d, moves))) MoveGroupMax<NV, T>(tile, o_columns, p, p, p_begin, rule);
     return;
   }
   if (HWY_UNLIKELY(!hn::AllFalse(d, moves))) {
     StoreGroup<NV>(s, a0, b0, c0, a1, b1, c1, a2, b2, c2, a3, b3, c3, a4, b4, c4, a5, b5, c5, a6, b6, c6, a7, b7, c7);
-    return SoftmaxGroup<NV, T>(tile, v_head_dim, s, p, p_begin, rule);
+    return SoftmaxGroup<NV, T>(tile, o_columns, s, p, p_begin, rule);
   }
   // 24 accumulators and the constants of exp2 are more than 32 registers: the third column waits in memory, or g++ spills in the k loop.
   constexpr bool kPark = NV > 2 && kTileKeys == 8 && HWY_COMPILER_GCC_ACTUAL;
@@ -280,7 +282,7 @@ HWY_NOINLINE void QkSoftmaxGroup(const Tile& tile, const T* const* HWY_RESTRICT 
 // permitted (with kv_positions; without, the lanes' ranges say so); bias: the group's rows, or null; allow: where to note permission, or null.
 template <int NV, class T>
 HWY_NOINLINE void MaskedSoftmaxGroup(const Tile& tile, const ScoreRule& score, const int32_t* kv_positions, int32_t key, int32_t end,
-                                     const float* HWY_RESTRICT bias, float* HWY_RESTRICT allow, size_t v_head_dim, float* s, float* p, float* p_begin,
+                                     const float* HWY_RESTRICT bias, float* HWY_RESTRICT allow, size_t o_columns, float* s, float* p, float* p_begin,
                                      const MaxRule& rule) {
   const DF d;
   const size_t N = hn::Lanes(d), L = NV * N;
@@ -292,7 +294,7 @@ HWY_NOINLINE void MaskedSoftmaxGroup(const Tile& tile, const ScoreRule& score, c
       hn::Store(x, d, s + r * L + c);
     }
   }
-  SoftmaxGroup<NV, T>(tile, v_head_dim, s, p, p_begin, rule);
+  SoftmaxGroup<NV, T>(tile, o_columns, s, p, p_begin, rule);
 }
 
 // The K rows of the block, then the V rows, of which a row has kPerElement<T> keys.
@@ -319,7 +321,7 @@ template <int NV, class T>
 HWY_NOINLINE void QkSoftmaxBlock(const AttentionTask& t, const KernelScratch& s, const Tile& tile, const ScoreRule& score,
                                  const BlockWork& w, int32_t kb, MaxRule rule, bool redo) {
   const size_t L = NV * hn::Lanes(DF());
-  const size_t dim = static_cast<size_t>((t.head_dim + kPerElement<T> - 1) / kPerElement<T>), v_head_dim = static_cast<size_t>(t.v_head_dim);
+  const size_t dim = static_cast<size_t>((t.head_dim + kPerElement<T> - 1) / kPerElement<T>);
   const int32_t g0 = w.begin / kTileKeys * kTileKeys;
   const bool plain = score.cap == 0.0f && !score.alibi && !w.use_bias && !redo;
   const auto p_row = [&](int32_t key) HWY_ATTR { return tile.p + static_cast<size_t>((key - kb) / kPerElement<T>) * L; };
@@ -344,9 +346,9 @@ HWY_NOINLINE void QkSoftmaxBlock(const AttentionTask& t, const KernelScratch& s,
     if (plain && g >= w.all_begin && g + kTileKeys <= w.all_end) {
       if (kExpBehind && !behind) {
         store_group(tile, k + g, dim, &ahead, p_row(g));
-        MoveGroupMax<NV, T>(tile, v_head_dim, p_row(g), p_row(g), p_row(g0), rule);
+        MoveGroupMax<NV, T>(tile, w.o_columns, p_row(g), p_row(g), p_row(g0), rule);
       } else {
-        softmax_group(tile, k + g, dim, v_head_dim, score.q_factor, &ahead, s_row(g), p_row(g), p_row(g0), rule);
+        softmax_group(tile, k + g, dim, w.o_columns, score.q_factor, &ahead, s_row(g), p_row(g), p_row(g0), rule);
       }
       behind = kExpBehind ? p_row(g) : nullptr;
       continue;
@@ -354,7 +356,7 @@ HWY_NOINLINE void QkSoftmaxBlock(const AttentionTask& t, const KernelScratch& s,
     catch_up();
     store_group(tile, k + g, dim, &ahead, s_row(g));
     const size_t row = static_cast<size_t>(g - kb) * L;
-    MaskedSoftmaxGroup<NV, T>(tile, score, t.kv_positions, g, w.end, w.use_bias ? s.bias + row : nullptr, redo ? s.allow + row : nullptr, v_head_dim,
+    MaskedSoftmaxGroup<NV, T>(tile, score, t.kv_positions, g, w.end, w.use_bias ? s.bias + row : nullptr, redo ? s.allow + row : nullptr, w.o_columns,
                               s_row(g), p_row(g), p_row(g0), rule);
   }
   catch_up();
@@ -419,10 +421,12 @@ HWY_NOINLINE void RunBlocks(const AttentionTask& t, const KernelScratch& s, cons
   if (lo > hi) return;
   const bool prefetches = t.reads_far || (int64_t{hi} - lo + 1) * KvRowBytes(t) > kNearBytes;
   BlockWork work[kMaxTiles];
+  bool has_o[kMaxTiles] = {};
   for (int32_t kb = lo / kBlockKeys * kBlockKeys; kb <= hi; kb += kBlockKeys) {
     BlockWork* first = nullptr;
     for (size_t n = 0; n < num_tiles; ++n) {
       work[n] = FindBlockWork(t, tiles[n], kb);
+      work[n].o_columns = has_o[n] ? static_cast<size_t>(t.v_head_dim) : 0;
       if (!first && work[n].begin < work[n].end) first = &work[n];
     }
     if (!first) continue;
@@ -432,14 +436,16 @@ HWY_NOINLINE void RunBlocks(const AttentionTask& t, const KernelScratch& s, cons
       if (work[n].begin < work[n].end) QkSoftmaxBlock<T>(t, s, tiles[n], score, work[n], kb, rule, redo);
     }
     for (size_t n = 0; n < num_tiles; ++n) {
-      if (work[n].begin < work[n].end) PvBlock<T>(t, s, tiles[n], work[n], kb, rule, redo);
+      if (work[n].begin >= work[n].end) continue;
+      PvBlock<T>(t, s, tiles[n], work[n], kb, rule, redo);
+      has_o[n] = true;
     }
   }
 }
 
 template <class T>
 HWY_INLINE void Prefill(const AttentionTask& t, const KernelScratch& s) {
-  Tile tiles[kMaxTiles] = {};
+  Tile tiles[kMaxTiles];
   const size_t num_tiles = SetUpTiles(t, s, tiles);
   const ScoreRule score = MakeScoreRule(t, kLog2E);
   for (size_t n = 0; n < num_tiles; ++n) LoadQ(T(), t, tiles[n], score);

@@ -13,7 +13,7 @@ HWY_NOINLINE void PrefillF32(const AttentionTask& t, const KernelScratch& s) { P
 // (lane, key) pairs that the task computes once dead blocks are skipped, for describe(): reads mask and bias only. padded: count the empty
 // lanes of tiles too.
 HWY_NOINLINE int64_t LivePairs(const AttentionTask& t, const KernelScratch& s, bool padded) {
-  Tile tiles[kMaxTiles] = {};
+  Tile tiles[kMaxTiles];
   const size_t num_tiles = SetUpTiles(t, s, tiles);
   int64_t pairs = 0;
   for (size_t n = 0; n < num_tiles; ++n) {

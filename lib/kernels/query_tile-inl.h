@@ -35,6 +35,7 @@ HWY_INLINE size_t SetUpTiles(const AttentionTask& t, const KernelScratch& s, Til
   const size_t head_dim = static_cast<size_t>(t.head_dim), v_head_dim = static_cast<size_t>(t.v_head_dim);
   const size_t N = hn::Lanes(DF()), L = kTileVecs * N;
   size_t n = 0;
+  tiles[0] = {};  // there is one, which g++ does not see
   for (int32_t first = 0; first < t.lane_count; first += static_cast<int32_t>(L), ++n) {
     Tile& tile = tiles[n];
     tile.qt = s.qt + n * head_dim * L;
@@ -58,10 +59,10 @@ HWY_INLINE size_t SetUpTiles(const AttentionTask& t, const KernelScratch& s, Til
       int32_t lo = 0, hi = -1, pos = 0;
       float slope = 0.0f;
       if (lane < tile.lanes) {
-        const int32_t i = (tile.first_lane + lane) / t.group, h = (tile.first_lane + lane) % t.group;
-        RowRange(t, i, &lo, &hi);
-        pos = static_cast<int32_t>(Position(t, i));
-        if (t.slopes) slope = t.slopes[h];
+        const QueryLane query = LaneQuery(t, tile.first_lane + lane);
+        RowRange(t, query.row, &lo, &hi);
+        pos = static_cast<int32_t>(Position(t, query.row));
+        if (t.slopes) slope = t.slopes[query.head];
         if (lo <= hi) {
           tile.any_lo = HWY_MIN(tile.any_lo, lo);
           tile.any_hi = HWY_MAX(tile.any_hi, hi);
@@ -94,7 +95,7 @@ HWY_INLINE void StartTile(const AttentionTask& t, const Tile& tile) {
   const size_t L = TileLanes(tile);
   memset(tile.ot, 0, static_cast<size_t>(t.v_head_dim) * L * sizeof(float));
   for (int32_t lane = 0; lane < static_cast<int32_t>(L); ++lane) {
-    StartRow(t, lane < tile.lanes ? (tile.first_lane + lane) % t.group : 0, tile.m + lane, tile.l + lane);
+    StartRow(t, lane < tile.lanes ? LaneQuery(t, tile.first_lane + lane).head : 0, tile.m + lane, tile.l + lane);
   }
 }
 
@@ -120,9 +121,7 @@ HWY_INLINE void TransposeQColumns(const AttentionTask& t, const Tile& tile, floa
   const size_t L = TileLanes(tile);
   HWY_ALIGN float buffer[4 * kTransposeColumns];
   const auto row = [&](int32_t lane, size_t slot) HWY_ATTR {
-    const int64_t n = tile.first_lane + lane;
-    const void* q = At(t.q, t.q_dtype, (n % t.group) * t.q_stride_head + (n / t.group) * t.q_stride_row);
-    return RowAsF32(t.q_dtype, q, first, dim, buffer + slot * kTransposeColumns);
+    return RowAsF32(t.q_dtype, QRow(t, LaneQuery(t, tile.first_lane + lane)), first, dim, buffer + slot * kTransposeColumns);
   };
   for (int32_t lane = 0; lane < static_cast<int32_t>(L); ++lane) {
     float* dst = tile.qt + first * L + static_cast<size_t>(lane);
@@ -221,19 +220,19 @@ HWY_INLINE void RepeatRows(int32_t kb, int32_t lo, int32_t hi, const T** rows) {
 
 HWY_INLINE void LoadSide(const AttentionTask& t, const Side& side, int32_t kb, int32_t lo, int32_t hi, const float** rows, float* copy,
                          size_t dim) {
+  const int64_t row_bytes = side.stride_row * StorageBytes(side.dtype);
   for (int32_t j = lo, end; j <= hi; j = end) {
     end = j + KeysInStride(t, j, hi + 1 - j);
-    const void* const first = SideRow(t, side, j);
+    const char* row = static_cast<const char*>(SideRow(t, side, j));
     const float* const scale = side.scale ? SideScale(t, side, j) : nullptr;
-    for (int32_t key = j; key < end; ++key) {
-      const void* const row = At(first, side.dtype, (key - j) * side.stride_row);
+    for (int32_t key = j; key < end; ++key, row += row_bytes) {
       float* const to = copy ? copy + static_cast<size_t>(key - kb) * dim : nullptr;
       if (scale) {
-        DequantizeRow(static_cast<const I8*>(row), scale[(key - j) * side.scale_stride_row], dim, to);
+        DequantizeRow(reinterpret_cast<const I8*>(row), scale[(key - j) * side.scale_stride_row], dim, to);
       } else if (to) {
         ConvertRowToF32(side.dtype, row, dim, to);
       }
-      rows[key - kb] = to ? to : static_cast<const float*>(row);
+      rows[key - kb] = to ? to : reinterpret_cast<const float*>(row);
     }
   }
   RepeatRows(kb, lo, hi, rows);
@@ -255,10 +254,10 @@ HWY_INLINE void TransposeBias(const AttentionTask& t, const Tile& tile, size_t L
   const void* last_bias = nullptr;
   const size_t keys = static_cast<size_t>(end - begin);
   for (size_t lane = 0; lane < L; ++lane) {
-    const bool query = static_cast<int32_t>(lane) < tile.lanes;
-    const int64_t n = tile.first_lane + static_cast<int64_t>(lane);
-    const uint8_t* mask_row = query ? MaskRow(t, n / t.group, n % t.group) : last_mask;
-    const void* bias_row = query ? BiasRow(t, n / t.group, n % t.group) : last_bias;
+    const bool is_query = static_cast<int32_t>(lane) < tile.lanes;
+    const QueryLane query = LaneQuery(t, tile.first_lane + static_cast<int64_t>(lane));
+    const uint8_t* mask_row = is_query ? MaskRow(t, query.row, query.head) : last_mask;
+    const void* bias_row = is_query ? BiasRow(t, query.row, query.head) : last_bias;
     if (lane > 0 && mask_row == last_mask && bias_row == last_bias) {
       for (size_t j = 0; j < keys; ++j) bias[j * L + lane] = bias[j * L + lane - 1];
     } else {
@@ -329,7 +328,8 @@ HWY_INLINE void WriteColumns(const AttentionTask& t, const Tile& tile, const flo
   const int32_t dtype = t.part_out ? int32_t{kF32} : t.out_dtype;
   const auto place = [&](int32_t lane) HWY_ATTR {
     const int64_t n = tile.first_lane + lane;
-    const int64_t row = t.part_out ? (n - t.lane_begin) * t.v_head_dim : (n % t.group) * t.out_stride_head + (n / t.group) * t.out_stride_row;
+    const QueryLane query = LaneQuery(t, n);
+    const int64_t row = t.part_out ? (n - t.lane_begin) * t.v_head_dim : query.head * t.out_stride_head + query.row * t.out_stride_row;
     return At(t.part_out ? t.part_out : t.out, dtype, row + static_cast<int64_t>(first));
   };
   // f32 is written where it belongs; other types go through the buffer.
@@ -386,8 +386,12 @@ HWY_INLINE bool WriteTile(const AttentionTask& t, const Tile& tile, WhichLanes w
   bool poisoned = false;
   for (size_t c = 0; c < L; c += N) {
     const auto zero = hn::Zero(d), one = hn::Set(d, 1.0f);
-    auto check = zero;  // 0 * x is NaN exactly where x is NaN or Inf
-    for (size_t r = 0; r < dim; ++r) check = hn::MulAdd(hn::Load(d, tile.ot + r * L + c), zero, check);
+    auto check = zero, check1 = zero, check2 = zero, check3 = zero;  // 0 * x is NaN exactly where x is NaN or Inf
+    const auto add = [&](size_t r, auto& to) HWY_ATTR { to = hn::MulAdd(hn::Load(d, tile.ot + r * L + c), zero, to); };
+    size_t r = 0;
+    for (; r + 4 <= dim; r += 4) add(r, check), add(r + 1, check1), add(r + 2, check2), add(r + 3, check3);
+    for (; r < dim; ++r) add(r, check);
+    check = hn::Add(hn::Add(check, check1), hn::Add(check2, check3));
     const auto l = hn::Load(d, tile.l + c);
     hn::Store(hn::IfThenElse(hn::Eq(l, zero), zero, hn::Div(hn::Set(d, 1.0f / weight), l)), d, inv + c);
     const auto was = which == kAllLanes ? one : hn::Load(d, tile.poison + c);

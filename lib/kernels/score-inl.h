@@ -117,8 +117,9 @@ HWY_INLINE Permits ScanLanes(const AttentionTask& t, int64_t first_lane, int64_t
   const uint8_t* last_mask = nullptr;
   const void* last_bias = nullptr;
   for (int64_t lane = first_lane; lane < first_lane + n; ++lane) {
-    const uint8_t* mask_row = MaskRow(t, lane / t.group, lane % t.group);
-    const void* bias_row = BiasRow(t, lane / t.group, lane % t.group);
+    const QueryLane query = LaneQuery(t, lane);
+    const uint8_t* mask_row = MaskRow(t, query.row, query.head);
+    const void* bias_row = BiasRow(t, query.row, query.head);
     if (lane > first_lane && mask_row == last_mask && bias_row == last_bias) continue;
     last_mask = mask_row;
     last_bias = bias_row;
@@ -184,18 +185,20 @@ HWY_INLINE void StartRow(const AttentionTask& t, int64_t head, float* m, float* 
 
 // LSE, (m, l) of lane n where wanted.
 HWY_INLINE void WriteRowStats(const AttentionTask& t, int64_t n, float m, float l) {
-  const int64_t i = n / t.group, h = n % t.group;
   if (t.part_ml) {
     t.part_ml[(n - t.lane_begin) * 2] = m;
     t.part_ml[(n - t.lane_begin) * 2 + 1] = l;
     return;
   }
+  const QueryLane query = LaneQuery(t, n);
   if (t.lse) {
-    t.lse[h * t.lse_stride_head + i * t.lse_stride_row] = Lse(static_cast<double>(m), static_cast<double>(l), t.sinks ? t.sinks + h : nullptr);
+    t.lse[query.head * t.lse_stride_head + query.row * t.lse_stride_row] =
+        Lse(static_cast<double>(m), static_cast<double>(l), t.sinks ? t.sinks + query.head : nullptr);
   }
   if (t.stats) {
-    t.stats[h * t.stats_stride_head + i * 2] = m;
-    t.stats[h * t.stats_stride_head + i * 2 + 1] = l;
+    float* const stats = t.stats + query.head * t.stats_stride_head + query.row * 2;
+    stats[0] = m;
+    stats[1] = l;
   }
 }
 

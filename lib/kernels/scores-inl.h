@@ -36,8 +36,8 @@ HWY_INLINE void ScoresTile(const AttentionTask& t, const KernelScratch& s, Tile&
   const float empty = probabilities ? 0.0f : kMinusInf;
   float* rows[kTileVecs * hn::MaxLanes(DF())];  // of scores, a lane's each
   for (int32_t lane = 0; lane < tile.lanes; ++lane) {
-    const int64_t n = tile.first_lane + lane;
-    rows[lane] = t.scores + (n % t.group) * t.scores_stride_head + (n / t.group) * t.scores_stride_row;
+    const QueryLane query = LaneQuery(t, tile.first_lane + lane);
+    rows[lane] = t.scores + query.head * t.scores_stride_head + query.row * t.scores_stride_row;
   }
   const auto fill = [&](int64_t begin, int64_t end) HWY_ATTR {
     for (int32_t lane = 0; lane < tile.lanes; ++lane) {
@@ -83,15 +83,16 @@ HWY_INLINE void ScoresTile(const AttentionTask& t, const KernelScratch& s, Tile&
 
 HWY_NOINLINE void ScoresF32(const AttentionTask& t, const KernelScratch& s) {
   if (t.scores_cols == 0) return;
-  Tile tiles[kMaxTiles] = {};
+  Tile tiles[kMaxTiles];
   const size_t num_tiles = SetUpTiles(t, s, tiles);
   for (size_t n = 0; n < num_tiles; ++n) {
     Tile& tile = tiles[n];
     for (int32_t lane = 0; lane < static_cast<int32_t>(TileLanes(tile)); ++lane) {
-      const int64_t q = tile.first_lane + lane, h = q % t.group, i = q / t.group;
+      const QueryLane query = LaneQuery(t, tile.first_lane + lane);
       const bool have = t.stats && lane < tile.lanes;
-      tile.m[lane] = have ? t.stats[h * t.stats_stride_head + i * 2] : 0.0f;
-      tile.l[lane] = have ? t.stats[h * t.stats_stride_head + i * 2 + 1] : 1.0f;
+      const float* const stats = have ? t.stats + query.head * t.stats_stride_head + query.row * 2 : nullptr;
+      tile.m[lane] = have ? stats[0] : 0.0f;
+      tile.l[lane] = have ? stats[1] : 1.0f;
     }
     if (tile.vecs == 3) {
       ScoresTile<3>(t, s, tile);
