@@ -416,7 +416,7 @@ TEST_CASE("paged: few rows over a cache in parts, pages of any size and order of
         if (dtype == FOVEA_BF16) std::memcpy(&bytes[i * size], reinterpret_cast<const unsigned char*>(&value) + 2, 2);
       }
     }
-    for (int64_t page : {1, 8, 16, 24, 32, 64, 112}) {
+    for (int64_t page : {1, 2, 8, 16, 24, 32, 64, 112}) {
       for (int64_t keys : {kKeys, int64_t{1111}, int64_t{1024}}) {
         const int64_t rows = rng.Int(1, 4), group = rng.Int(1, 2), pages = (keys + page - 1) / page;
         const int64_t dim = rng.Int(0, 1) == 1 ? kMostDim : 40;

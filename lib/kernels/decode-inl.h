@@ -267,7 +267,7 @@ HWY_NOINLINE void DecodeRows(P policy, const AttentionTask& t, const KernelScrat
     const size_t pv_keys = pending ? static_cast<size_t>(block.end - block.begin) : 0;
     const bool whole = kTurns && qk_keys % kDecodeKeys == 0 && pv_keys % kDecodeKeys == 0 && CanTakeTurns(t) && !redo;
     if constexpr (kTurns) {
-      if (whole) TakeTurns(policy, t, rows, n, more ? &next : nullptr, pending ? &block : nullptr);
+      if (whole) TakeTurns(policy, t, s, rows, n, more ? &next : nullptr, pending ? &block : nullptr);
     }
     for (size_t j = 0; j < HWY_MAX(qk_keys, pv_keys) && !whole; j += kChunk) {
       if (j < qk_keys) {

@@ -14,6 +14,8 @@ namespace fovea {
 constexpr int32_t kBlockKeys = 128;
 // Calls of up to this many rows per kv head (q_len * group) take the dot-product kernel.
 constexpr int32_t kDecodeMaxRows = 8;
+// Keys of a turn of decode at most (kChunkKeys).
+constexpr int32_t kMaxTurnKeys = 16;
 // Vectors of query lanes in the largest prefill register tile.
 constexpr int32_t kTileVecs = 3;
 // Tiles of one task at most.
@@ -58,6 +60,7 @@ struct KernelScratch {
   const float** rows; // [2][kBlockKeys]             K and V rows of the block
   float* copy;        // [2][kBlockKeys][row]        contiguous f32 copies of K and V rows that are converted or alias in L1, or null; bf16: as
                       // they are, V in pairs of keys; decode_i8: 16 rows of K, transposed
+  char* turn;         // [kMaxTurnKeys][row]         decode: K or V rows of one turn, gathered from pages; null without pages
 };
 
 // One task: the lanes [lane_begin, lane_begin + lane_count) of one sequence and kv head over its keys [kv_begin, kv_end). Lane n is query

@@ -188,8 +188,8 @@ HWY_INLINE KeyPlace PlaceOf(const AttentionTask& t, int32_t key) {
   if (!t.block_table) return {0, key};
   // An entry that no permitted key needs may be anything, but its rows are read where they share a block with permitted keys: any
   // row serves, since what it gives is replaced.
-  const int32_t entry = t.block_table[key / t.page_size];
-  return {entry >= 0 && entry < t.num_pages ? entry : 0, key % t.page_size};
+  const int32_t page = t.page_size == 1 ? key : key / t.page_size, entry = t.block_table[page];
+  return {entry >= 0 && entry < t.num_pages ? entry : 0, key - page * t.page_size};
 }
 
 HWY_INLINE const void* SideRow(const AttentionTask& t, const Side& side, int32_t key) {
