@@ -502,6 +502,21 @@ def sweep_to_full_device():
     equal(len((folder / "s.csv").read_text().splitlines()), 2, "lines of the CSV file")
 
 
+def attend_to_full_device():
+    """The same of attend: 1, since its outputs are written; 2 is bad input, and nothing written."""
+    folder = Folder()
+    operands = [folder / f"{name}.npy" for name in "qkv"]
+    for operand in operands:
+        np.save(operand, np.ones((1, 1, 4, 8), np.float32))
+    q, k, v = map(str, operands)
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([str(fovea), "attend", "--q", q, "--k", k, "--v", v, "--repeat", "1", "--out", str(folder / "o.npy")],
+                              stdout=full, stderr=subprocess.PIPE, text=True)
+    equal(done.returncode, 1, "exit status")
+    equal(done.stderr, "fovea: standard output cannot be written\n", "stderr")
+    equal(np.load(folder / "o.npy").tolist(), np.load(v).tolist(), "O")
+
+
 def sweep_refuses(part, *options):
     folder = Folder()
     refused(part, *TINY, *options, "--json", folder / "s.json")
@@ -538,9 +553,11 @@ def sweep_stopped(number, twice):
 
 
 checks.run("cli: sweep to a full device", sweep_to_full_device)
+checks.run("cli: attend to a full device", attend_to_full_device)
 for part, options in (("--threads: 100000", ["--threads", 100000]), ("--threads: 1025", ["--threads", "1,1025"]),
                       ("--targets: FOO", ["--threads", 1, "--targets", "FOO"])):
     checks.run(f"cli: sweep refuses {part}", sweep_refuses, part, *options)
+checks.run("cli: sweep refuses --min-time inf", refused, "--min-time inf", "sweep", "--quick", "--min-time", "inf")
 for option in ("--preset", "--op", "--targets", "--json", "--lengths"):
     checks.run(f"cli: sweep refuses an empty {option}", refused, f"{option}: a value", "sweep", "--quick", option, "")
 checks.run("cli: attend refuses an empty --bias", refuses, "--bias: a value", "--bias", "")

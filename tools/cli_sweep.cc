@@ -479,8 +479,9 @@ bool WriteText(const std::string& text, std::FILE* file) {
 }  // namespace
 
 int RunSweep(const SweepOptions& o) {
-  if (o.min_time && !(*o.min_time >= 0))
-    throw InputError(fmt::format("--min-time {}: must not be negative", *o.min_time));
+  constexpr double kMostSeconds = 86400;
+  if (o.min_time && !(*o.min_time >= 0 && *o.min_time <= kMostSeconds))
+    throw InputError(fmt::format("--min-time {}: must not be negative, nor more than {}, a day", *o.min_time, kMostSeconds));
   const std::vector<std::string> targets = TargetsOf(o);
   const std::vector<int> threads = ThreadsOf(o);
   const std::vector<Row> rows = RowsOf(o, targets, threads);

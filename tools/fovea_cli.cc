@@ -27,7 +27,7 @@ Mask (bool or uint8, non-zero = may attend) and bias (float32 or float16, added 
              Where batch = queries it could be either and is refused: save [batch, 1, 1, keys] or [1, queries, keys].)";
 
 constexpr const char* kAttendFooter =
-    R"(Exit status: 0 done; 1 an error past tolerance, outputs are written all the same; 2 bad input, nothing is written.
+    R"(Exit status: 0 done; 1 an error past tolerance or standard output full, files are written all the same; 2 bad input, nothing is written.
 Example: fovea attend --q Q.npy --k K.npy --v V.npy --causal --out O.npy --check)";
 
 void AddAttendOptions(CLI::App* attend, AttendOptions* o) {
@@ -89,7 +89,7 @@ torch.nn.Linear has them: Wq [q_heads * dim, d_model], Wk [kv_heads * dim, d_mod
 one with the rows of all three; Wo [d_out, q_heads * v_dim]; biases [rows of the weight]. The result is float32.)";
 
 constexpr const char* kLayerFooter =
-    R"(Exit status: 0 done; 1 an error past tolerance, outputs are written all the same; 2 bad input, nothing is written.
+    R"(Exit status: 0 done; 1 an error past tolerance or standard output full, files are written all the same; 2 bad input, nothing is written.
 Example: fovea layer --x X.npy --wq Wq.npy --wk Wk.npy --wv Wv.npy --wo Wo.npy --heads 32/8 --rope 500000 --causal --out Y.npy)";
 
 void AddLayerOptions(CLI::App* layer, LayerOptions* o) {
@@ -224,8 +224,9 @@ int main(int argc, char** argv) {
   std::string problem;
   try {
     const int code = fovea::tools::Main(argc, argv);
-    if (std::fflush(stdout) == 0) return code;
-    problem = "standard output cannot be written";
+    if (std::fflush(stdout) == 0 || code != fovea::tools::kExitOk) return code;
+    fmt::print(stderr, "fovea: standard output cannot be written\n");
+    return fovea::tools::kExitPastTolerance;  // files are written
   } catch (const std::bad_alloc&) {
     problem = "not enough memory for arrays of these shapes";
   } catch (const std::exception& error) {

@@ -34,7 +34,7 @@ The keys are cut into 2 R blocks for R ranks; rank r holds blocks r and 2 R - 1 
 as much to do. Queries go to every rank.)";
 
 constexpr const char* kFooter =
-    R"(Exit status: 0 done; 1 an error past tolerance, outputs are written all the same; 2 bad input, nothing is written.
+    R"(Exit status: 0 done; 1 an error past tolerance or standard output full, files are written all the same; 2 bad input, nothing is written.
 Example: mpirun -n 4 fovea_mpi_attend --q Q.npy --k K.npy --v V.npy --causal --threads 1 --out O.npy --check)";
 
 // The merges round as well, of two shares' halves and of the ranks: half a bound for them, as in tests/merge_test.cc.
@@ -472,7 +472,10 @@ int main(int argc, char** argv) {
   std::string problem;
   try {
     code = fovea::tools::Main(ranks, argc, argv);
-    if (std::fflush(stdout) != 0) problem = "standard output cannot be written";
+    if (std::fflush(stdout) != 0 && code == fovea::tools::kExitOk) {
+      fmt::print(stderr, "fovea_mpi_attend: rank {}: standard output cannot be written\n", ranks.rank);
+      code = fovea::tools::kExitPastTolerance;  // files are written
+    }
   } catch (const std::bad_alloc&) {
     problem = "not enough memory";
   } catch (const std::exception& error) {

@@ -172,7 +172,7 @@ typedef struct fovea_attention_params {
   int32_t causal;       /* 0 or 1 */
   int32_t q_align;      /* fovea_q_align */
   int32_t mask_align;   /* fovea_mask_align, for mask and bias */
-  int64_t q_offset;     /* added to every pos(i), may be negative; |q_offset| < 2^30 */
+  int64_t q_offset;     /* added to every pos(i), may be negative; |q_offset| < 2^30, every pos(i) within +-2^30 */
   const int32_t* q_offsets; /* optional [batch], instead of q_offset (which must be 0 then) */
   int64_t window_left;  /* -1 = open. A "sliding window of W" of other libraries is window_left = W - 1 */
   int64_t window_right; /* -1 = open */
@@ -257,7 +257,7 @@ typedef struct fovea_exec {
   uint32_t flags;      /* FOVEA_BATCH_INVARIANT or 0 */
   fovea_parallel_for parallel_for; /* NULL = OpenMP (or serial where built without, and in a forked child) */
   void* parallel_for_ctx;
-  void* workspace;        /* NULL = the library takes memory for the call and frees it. Any alignment; overlaps no tensor */
+  void* workspace;        /* NULL = the library takes memory for the call and frees it. Any alignment; overlaps no tensor (not checked) */
   size_t workspace_bytes; /* at least fovea_attention_workspace_size(); nothing is allocated then */
   char* error_text;       /* optional: the text of fovea_last_error() for this call, zero-terminated, cut to the capacity;
                              "" on success */
