@@ -46,7 +46,7 @@ void AddRows(const std::string& target) {
   add([](Shape& s) { s.num_q_heads = s.num_kv_heads = 1, s.kv_len = 65536; });  // one kv head, cut over the threads
   add([](Shape& s) { s.num_q_heads = 8, s.num_kv_heads = 1, s.kv_len = 65536; });
   add([](Shape& s) { s.num_kv_heads = 32, s.row_stride = 4096; });  // [batch][rows][heads][head_dim]
-  for (const int64_t page_size : {1, 16, 64}) {
+  for (const int64_t page_size : {1, 2, 4, 16, 64}) {
     add([&](Shape& s) { s.page_size = page_size; });
     add([&](Shape& s) { s.page_size = page_size, s.num_kv_heads = 32; });
   }

@@ -44,9 +44,8 @@ constexpr int64_t kMemoryPage = 4096;
 // pages are short, a page of memory holds rows of several heads, which take it in turn while the TLB knows it: decode from [B, S, H, D] is 1.4 to 1.5
 // times as fast for it.
 bool HeadsTakeTurns(const fovea_attention_params& p) {
-  if (p.num_kv_heads == 1) return false;
-  const bool short_pages = p.block_table && p.page_size * p.head_dim * StorageBytes(p.k.dtype) < kMemoryPage;
-  return short_pages || p.k.stride_head < p.k.stride_row;
+  const bool short_pages = p.block_table && p.k.stride_head * StorageBytes(p.k.dtype) < kMemoryPage;
+  return p.num_kv_heads > 1 && (short_pages || p.k.stride_head < p.k.stride_row);
 }
 
 bool NeedsCopy(const fovea_attention_params& p) {
@@ -73,7 +72,8 @@ KernelScratch CarveScratch(const fovea_attention_params& p, int32_t vector_lanes
   s.lane_i = c->Take<int32_t>(3 * lanes);
   s.rows = c->Take<const float*>(2 * kBlockKeys);
   s.copy = NeedsCopy(p) ? c->Take<float>(kBlockKeys * (p.head_dim + p.v_head_dim)) : nullptr;
-  s.turn = p.block_table ? c->Take<char>(kMaxTurnKeys * std::max(p.head_dim, p.v_head_dim) * static_cast<int64_t>(sizeof(float))) : nullptr;
+  const bool gathers = p.block_table && p.page_size <= kMaxGatheredPage;
+  s.turn = gathers ? c->Take<char>(kMaxTurnKeys * std::max(p.head_dim, p.v_head_dim) * static_cast<int64_t>(sizeof(float))) : nullptr;
   return s;
 }
 

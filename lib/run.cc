@@ -53,7 +53,8 @@ void MergeRow(const KernelTable& table, int64_t n, const Get& get, int64_t dim, 
 
 void RunMergeTask(const fovea_plan& plan, const PlanTask& task, const AttentionTask& t) {
   for (int64_t lane = 0; lane < task.lane_count; ++lane) {
-    const int64_t h = lane % t.group, i = lane / t.group;
+    const QueryLane query = LaneQuery(t, lane);
+    const int64_t h = query.head, i = query.row;
     const auto get = [&](int64_t p) {
       const int64_t slot = task.first_part + p * task.lane_count + lane;
       return PartRow{plan.part_out + slot * t.v_head_dim, kF32, static_cast<double>(plan.part_ml[slot * 2]),

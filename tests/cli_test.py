@@ -509,12 +509,14 @@ def attend_to_full_device():
     for operand in operands:
         np.save(operand, np.ones((1, 1, 4, 8), np.float32))
     q, k, v = map(str, operands)
-    with open("/dev/full", "w") as full:
-        done = subprocess.run([str(fovea), "attend", "--q", q, "--k", k, "--v", v, "--repeat", "1", "--out", str(folder / "o.npy")],
-                              stdout=full, stderr=subprocess.PIPE, text=True)
-    equal(done.returncode, 1, "exit status")
-    equal(done.stderr, "fovea: standard output cannot be written\n", "stderr")
-    equal(np.load(folder / "o.npy").tolist(), np.load(v).tolist(), "O")
+    for buffered in ([], ["stdbuf", "-o0"]):
+        out = folder / f"o{len(buffered)}.npy"
+        with open("/dev/full", "w") as full:
+            done = subprocess.run([*buffered, str(fovea), "attend", "--q", q, "--k", k, "--v", v, "--repeat", "1", "--out", str(out)],
+                                  stdout=full, stderr=subprocess.PIPE, text=True)
+        equal(done.returncode, 1, "exit status")
+        equal(done.stderr, "fovea: standard output cannot be written\n", "stderr")
+        equal(np.load(out).tolist(), np.load(v).tolist(), "O")
 
 
 def sweep_refuses(part, *options):

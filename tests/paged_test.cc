@@ -3,6 +3,7 @@
 #include <doctest/doctest.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <cstring>
 #include <limits>
@@ -403,7 +404,7 @@ TEST_CASE("paged: block_table is not read before the first key that a window lea
 TEST_CASE("paged: few rows over a cache in parts, pages of any size and order of axes: the bits of a contiguous one, no entry behind causality read") {
   constexpr int64_t kHeads = 2, kMostDim = 64, kKeys = 1300;
   Rng rng(FirstSeed(9));
-  for (int32_t dtype : {FOVEA_F32, FOVEA_BF16, FOVEA_I8}) {
+  for (int32_t dtype : {FOVEA_F32, FOVEA_BF16, FOVEA_F16, FOVEA_I8}) {
     const size_t size = static_cast<size_t>(fovea::DtypeBytes(dtype));
     std::vector<unsigned char> kv[2];  // [head][key][dim]
     for (std::vector<unsigned char>& bytes : kv) {
@@ -414,13 +415,14 @@ TEST_CASE("paged: few rows over a cache in parts, pages of any size and order of
         if (dtype == FOVEA_I8) std::memcpy(&bytes[i], &step, 1);
         if (dtype == FOVEA_F32) std::memcpy(&bytes[i * size], &value, 4);
         if (dtype == FOVEA_BF16) std::memcpy(&bytes[i * size], reinterpret_cast<const unsigned char*>(&value) + 2, 2);
+        const uint16_t small = static_cast<uint16_t>(0x2C00 + rng.Int(0, 0x0FFF) + (value < 0.0f ? 0x8000 : 0));  // +-2^-4 to 1
+        if (dtype == FOVEA_F16) std::memcpy(&bytes[i * size], &small, 2);
       }
     }
     for (int64_t page : {1, 2, 8, 16, 24, 32, 64, 112}) {
       for (int64_t keys : {kKeys, int64_t{1111}, int64_t{1024}}) {
         const int64_t rows = rng.Int(1, 4), group = rng.Int(1, 2), pages = (keys + page - 1) / page;
-        const int64_t dim = rng.Int(0, 1) == 1 ? kMostDim : 40;
-        const size_t row = size * static_cast<size_t>(dim);
+        const int64_t dims[2] = {rng.Int(0, 1) == 1 ? kMostDim : 40, std::array<int64_t, 3>{8, 40, kMostDim}[static_cast<size_t>(rng.Int(0, 2))]};
         const bool heads_outside = rng.Int(0, 1) == 1;
         CAPTURE(dtype);
         CAPTURE(page);
@@ -428,13 +430,15 @@ TEST_CASE("paged: few rows over a cache in parts, pages of any size and order of
         CAPTURE(rows);
         CAPTURE(group);
         CAPTURE(heads_outside);
-        CAPTURE(dim);
+        CAPTURE(dims[0]);
+        CAPTURE(dims[1]);
         std::vector<int32_t> order(static_cast<size_t>(pages));
         std::iota(order.begin(), order.end(), 0);
         for (int64_t n = pages - 1; n > 0; --n) std::swap(order[static_cast<size_t>(n)], order[static_cast<size_t>(rng.Int(0, n))]);
         const GuardedArray<int32_t> table(order, Guard::kAfter);
         std::vector<unsigned char> cache[2];
         for (int side = 0; side < 2; ++side) {
+          const size_t row = size * static_cast<size_t>(dims[side]);
           cache[side].resize(static_cast<size_t>(kHeads * pages * page) * row);
           for (int64_t h = 0; h < kHeads; ++h) {
             for (int64_t j = 0; j < keys; ++j) {
@@ -444,7 +448,7 @@ TEST_CASE("paged: few rows over a cache in parts, pages of any size and order of
             }
           }
         }
-        std::vector<float> q(static_cast<size_t>(kHeads * group * rows * dim)), out[2];
+        std::vector<float> q(static_cast<size_t>(kHeads * group * rows * dims[0])), out[2];
         for (float& value : q) value = rng.Normal();
         fovea_attention_params p;
         fovea_attention_params_init(&p, sizeof p);
@@ -453,24 +457,30 @@ TEST_CASE("paged: few rows over a cache in parts, pages of any size and order of
         p.num_kv_heads = kHeads;
         p.q_len = rows;
         p.kv_len = kKeys;
-        p.head_dim = dim;
+        p.head_dim = dims[0];
+        p.v_head_dim = dims[1];
         p.causal = 1;
         p.q_offset = keys - rows;
-        p.q = fovea_tensor_bhsd(q.data(), FOVEA_F32, kHeads * group, rows, dim);
-        p.k = fovea_tensor_bhsd(kv[0].data(), dtype, kHeads, kKeys, dim);
-        p.v = fovea_tensor_bhsd(kv[1].data(), dtype, kHeads, kKeys, dim);
+        p.q = fovea_tensor_bhsd(q.data(), FOVEA_F32, kHeads * group, rows, dims[0]);
+        p.k = fovea_tensor_bhsd(kv[0].data(), dtype, kHeads, kKeys, dims[0]);
+        p.v = fovea_tensor_bhsd(kv[1].data(), dtype, kHeads, kKeys, dims[1]);
         for (std::vector<float>& result : out) {
-          result.assign(q.size(), kNan);
-          p.out = fovea_tensor_bhsd(result.data(), FOVEA_F32, kHeads * group, rows, dim);
-          const fovea_exec exec = Threads(1);
+          result.assign(static_cast<size_t>(kHeads * group * rows * dims[1]), kNan);
+          p.out = fovea_tensor_bhsd(result.data(), FOVEA_F32, kHeads * group, rows, dims[1]);
+          fovea_exec exec = Threads(1);
+          size_t bytes = 0;
+          REQUIRE(fovea_attention_workspace_size(&p, &exec, &bytes) == FOVEA_OK);
+          const GuardedBuffer workspace(bytes, Guard::kAfter);
+          exec.workspace = workspace.data();
+          exec.workspace_bytes = bytes;
           Run(p, &exec);
           p.block_table = table.data();
           p.num_pages = pages;
           p.page_size = page;
           for (int side = 0; side < 2; ++side) {
             fovea_tensor& cached = side ? p.v : p.k;
-            cached = heads_outside ? fovea_tensor_bhsd(cache[side].data(), dtype, kHeads, page, dim)
-                                   : fovea_tensor_bshd(cache[side].data(), dtype, kHeads, page, dim);
+            cached = heads_outside ? fovea_tensor_bhsd(cache[side].data(), dtype, kHeads, page, dims[side])
+                                   : fovea_tensor_bshd(cache[side].data(), dtype, kHeads, page, dims[side]);
           }
         }
         CHECK(std::memcmp(out[0].data(), out[1].data(), sizeof(float) * out[0].size()) == 0);

@@ -13,7 +13,7 @@
 
 namespace fovea::tools {
 
-enum ExitCode { kExitOk = 0, kExitPastTolerance = 1, kExitBadInput = 2 };
+enum ExitCode { kExitOk = 0, kExitFailed = 1, kExitBadInput = 2 };
 
 // "bf16" and the like, of what: an option. Throws InputError for other words.
 fovea_dtype ParseDtype(const char* option, const std::string& text);

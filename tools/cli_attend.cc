@@ -219,7 +219,7 @@ int RunAttend(const AttendOptions& o) {
   }
 
   for (const NpyOutput& output : outputs) fmt::print("wrote     {} {}\n", output.path, ShapeText(output.shape));
-  return good ? kExitOk : kExitPastTolerance;
+  return good ? kExitOk : kExitFailed;
 }
 
 }  // namespace fovea::tools

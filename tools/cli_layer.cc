@@ -181,7 +181,7 @@ int RunLayer(const LayerOptions& o) {
              (info.qkv_flop + info.attention_flop + info.out_flop) / seconds * 1e-9);
   const bool good = o.expect.empty() || ReportExpected("y", LargestError(y, expect, 0), o.tolerance.value_or(kDefaultTolerance));
   for (const NpyOutput& output : outputs) fmt::print("wrote     {} {}\n", output.path, ShapeText(output.shape));
-  return good ? kExitOk : kExitPastTolerance;
+  return good ? kExitOk : kExitFailed;
 }
 
 }  // namespace fovea::tools

@@ -539,7 +539,7 @@ int RunSweep(const SweepOptions& o) {
     fmt::print(stderr, "fovea: interrupted: {} of {} rows were measured\n", done, rows.size());
     return 128 + interrupted;
   }
-  return failed ? kExitPastTolerance : kExitOk;
+  return failed ? kExitFailed : kExitOk;
 }
 
 }  // namespace fovea::tools

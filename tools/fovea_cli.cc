@@ -144,7 +144,7 @@ evaluation in float64 first, then calls alternate with measurements of this mach
            evaluation of those rows, rounded to the same dtype where the kernel rounds)";
 
 constexpr const char* kSweepFooter =
-    R"(Exit status: 0 done; 1 a row's result was wrong or could not be had; 2 bad input;
+    R"(Exit status: 0 done; 1 a row's result was wrong or could not be had, or standard output is full; 2 bad input;
 130 or 143 interrupted by Ctrl-C or SIGTERM, with what was measured written.
 Example: fovea sweep --preset llama-3-8b --quick --json s.json && python3 tools/plot_sweep.py s.json)";
 
@@ -224,13 +224,15 @@ int main(int argc, char** argv) {
   std::string problem;
   try {
     const int code = fovea::tools::Main(argc, argv);
-    if (std::fflush(stdout) == 0 || code != fovea::tools::kExitOk) return code;
-    fmt::print(stderr, "fovea: standard output cannot be written\n");
-    return fovea::tools::kExitPastTolerance;  // files are written
+    if ((std::fflush(stdout) == 0 && !std::ferror(stdout)) || code != fovea::tools::kExitOk) return code;
   } catch (const std::bad_alloc&) {
     problem = "not enough memory for arrays of these shapes";
   } catch (const std::exception& error) {
     problem = error.what();
+  }
+  if (std::ferror(stdout)) {
+    fmt::print(stderr, "fovea: standard output cannot be written\n");
+    return fovea::tools::kExitFailed;  // files are written
   }
   std::replace(problem.begin(), problem.end(), '\n', ' ');
   fmt::print(stderr, "fovea: {}\n", problem);

@@ -430,7 +430,7 @@ int Run(const Ranks& ranks, const Options& o) {
   bool good = true;
   if (o.check) good = Check(p, ParamsOf(p, q, k, v, 0, {0, p.kv_len}, parts[0]), parts[0], ranks.count, exec);
   for (const NpyOutput& output : outputs) fmt::print("wrote     {} {}\n", output.path, ShapeText(output.shape));
-  return good ? kExitOk : kExitPastTolerance;
+  return good ? kExitOk : kExitFailed;
 }
 
 int Main(const Ranks& ranks, int argc, char** argv) {
@@ -472,16 +472,16 @@ int main(int argc, char** argv) {
   std::string problem;
   try {
     code = fovea::tools::Main(ranks, argc, argv);
-    if (std::fflush(stdout) != 0 && code == fovea::tools::kExitOk) {
-      fmt::print(stderr, "fovea_mpi_attend: rank {}: standard output cannot be written\n", ranks.rank);
-      code = fovea::tools::kExitPastTolerance;  // files are written
-    }
+    std::fflush(stdout);
   } catch (const std::bad_alloc&) {
     problem = "not enough memory";
   } catch (const std::exception& error) {
     problem = error.what();
   }
-  if (!problem.empty()) {
+  if (std::ferror(stdout)) {
+    fmt::print(stderr, "fovea_mpi_attend: rank {}: standard output cannot be written\n", ranks.rank);
+    if (!problem.empty() || code == fovea::tools::kExitOk) code = fovea::tools::kExitFailed;  // files are written
+  } else if (!problem.empty()) {
     std::replace(problem.begin(), problem.end(), '\n', ' ');
     fmt::print(stderr, "fovea_mpi_attend: rank {}: {}\n", ranks.rank, problem);
     code = fovea::tools::kExitBadInput;

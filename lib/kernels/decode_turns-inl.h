@@ -36,7 +36,7 @@ struct DecodeRow {
   int32_t lo, hi, pos;
   FixedPointRow* fixed;  // of Int8Products: q once more, and whether it could be
   bool fits;
-  QueryLane query;
+  QueryLane query;  // which row of q this is. Last: 1 row of q was 5% slower with it between the others (Zen 1)
 };
 
 // A block of the walk: keys [begin, end) of the kDecodeKeys from kb; half: 0 or 1, which half of a row's P and bias is its own.
@@ -162,11 +162,10 @@ HWY_INLINE const char* RowOf(const Turns& turns, int64_t key) {
   return turns.base + key * turns.stride;
 }
 
-// Pages of so few keys that a turn's rows are copied to lie one stride apart: row by row the products cost more (pages of 1 key: 1.4 to 1.6 times the
-// time, of 4 less than with copies).
-HWY_INLINE bool GathersTurns(const AttentionTask& t) { return t.block_table && t.page_size <= 2; }
-// Whether a turn's rows lie one stride apart, or are gathered. Where they lie in pages, none ends within a turn; on 32 registers such pages are
-// prefetched by PrefetchPaged, turn by turn.
+// Whether a turn's rows are copied, to lie one stride apart: with pages of 1 key the products take 1.4 to 1.6 times as long row by row, from 4 keys
+// on the copy costs more (AVX2 on Zen 1; elsewhere by analogy).
+HWY_INLINE bool GathersTurns(const AttentionTask& t) { return t.block_table && t.page_size <= kMaxGatheredPage; }
+// Contiguous rows, gathered ones, and on 16 registers pages that no turn straddles. Others go the general way, with PrefetchPaged.
 HWY_INLINE bool CanTakeTurns(const AttentionTask& t) {
   return !t.block_table || GathersTurns(t) || (kPrefetchesInLoops && t.page_size % static_cast<int32_t>(kChunkKeys) == 0);
 }
@@ -187,10 +186,10 @@ HWY_INLINE Turns MakeTurns(const AttentionTask& t, const KernelScratch& s, const
           GathersTurns(t) ? s.turn : nullptr};
 }
 
-// The first row of the turn from `key` on, and the distance between its rows, in elements. Where they are gathered, the rows to come are prefetched
-// meanwhile.
+// The first row of the turn from `key` on, and the distance between its rows, in elements. A copy lasts until the other side's turn; the rows to come
+// are prefetched meanwhile.
 template <class T>
-HWY_INLINE const T* TurnRows(const Turns& turns, int64_t key, int64_t* stride) {
+HWY_INLINE const T* FindOrGatherRows(const Turns& turns, int64_t key, int64_t* stride) {
   *stride = turns.side.stride_row;
   if (!turns.gathered) return reinterpret_cast<const T*>(RowOf(turns, key));
   static_assert(kChunkKeys <= kMaxTurnKeys, "room for a turn");
@@ -204,8 +203,8 @@ HWY_INLINE const T* TurnRows(const Turns& turns, int64_t key, int64_t* stride) {
   return reinterpret_cast<const T*>(turns.gathered);
 }
 
-// What the turn from `key` on prefetches where kPrefetchesInLoops: the rows kPrefetchRows<T> after its own; if there are none such, the first of its
-// own, which is about to be read, again and again.
+// What the turn from `key` on prefetches where kPrefetchesInLoops: the rows kPrefetchRows<T> after its own; if there are none such, or they are
+// prefetched already (FindOrGatherRows), the first of its own, which is about to be read, again and again.
 template <class T>
 HWY_INLINE ToCome NextTurn(const T* own, const Turns& turns, int64_t key) {
   constexpr int64_t kAhead = kPrefetchRows<T>, kTurn = static_cast<int64_t>(kChunkKeys);
@@ -228,7 +227,7 @@ template <class T>
 HWY_NOINLINE void DotTurn(const Turns& k, DecodeRow* rows, size_t num_rows, size_t j, size_t at) {
   const int64_t key = k.first + static_cast<int64_t>(j);
   int64_t stride;
-  const T* const values = TurnRows<T>(k, key, &stride);
+  const T* const values = FindOrGatherRows<T>(k, key, &stride);
   ToCome to_come = NextTurn(values, k, key);
   const int32_t ahead = kPrefetchesInLoops || k.gathered ? 0 : DotAhead(values, stride, k.dim, num_rows, kChunkKeys, k.walk_end - key);
   DotPasses(values, stride, k.dim, rows, num_rows, at, kChunkKeys, to_come, ahead);
@@ -238,7 +237,7 @@ template <class T>
 HWY_NOINLINE void PvTurn(const Turns& v, DecodeRow* rows, size_t num_rows, size_t j, size_t at) {
   const int64_t key = v.first + static_cast<int64_t>(j);
   int64_t stride;
-  const T* const values = TurnRows<T>(v, key, &stride);
+  const T* const values = FindOrGatherRows<T>(v, key, &stride);
   ToCome to_come = NextTurn(values, v, key);
   if (!kPrefetchesInLoops && !v.gathered) PvAhead(values, stride, v.dim, num_rows, kChunkKeys, v.walk_end - key);
   PvPasses(values, stride, v.dim, rows, num_rows, at, kChunkKeys, to_come, j == 0, j + kChunkKeys == kDecodeKeys);

@@ -16,6 +16,8 @@ constexpr int32_t kBlockKeys = 128;
 constexpr int32_t kDecodeMaxRows = 8;
 // Keys of a turn of decode at most (kChunkKeys).
 constexpr int32_t kMaxTurnKeys = 16;
+// Pages of up to this many keys are gathered turn by turn: decode's f32 products.
+constexpr int32_t kMaxGatheredPage = 2;
 // Vectors of query lanes in the largest prefill register tile.
 constexpr int32_t kTileVecs = 3;
 // Tiles of one task at most.
@@ -60,7 +62,7 @@ struct KernelScratch {
   const float** rows; // [2][kBlockKeys]             K and V rows of the block
   float* copy;        // [2][kBlockKeys][row]        contiguous f32 copies of K and V rows that are converted or alias in L1, or null; bf16: as
                       // they are, V in pairs of keys; decode_i8: 16 rows of K, transposed
-  char* turn;         // [kMaxTurnKeys][row]         decode: K or V rows of one turn, gathered from pages; null without pages
+  char* turn;         // [kMaxTurnKeys][row]         decode: K or V rows of one turn, gathered from pages of up to kMaxGatheredPage keys; else null
 };
 
 // One task: the lanes [lane_begin, lane_begin + lane_count) of one sequence and kv head over its keys [kv_begin, kv_end). Lane n is query
@@ -146,10 +148,12 @@ struct QuantizeTask {
 constexpr int64_t kNearBytes = 4 << 20;
 static inline int64_t KvRowBytes(const AttentionTask& t) { return t.head_dim * StorageBytes(t.k_dtype) + t.v_head_dim * StorageBytes(t.v_dtype); }
 
-// What lane n of a task stands for. Divisions cost a tenth of a small call, those by 1 as well.
+// Row of q and head of the group.
 struct QueryLane {
   int64_t row, head;
 };
+// What lane n stands for; past the last lane nobody reads it. 32 bits hold every lane (WorkspaceBytes): 64-bit divisions, by 1 as well, took a tenth
+// of a small call (bench_api).
 static inline QueryLane LaneQuery(const AttentionTask& t, int64_t n) {
   if (t.group == 1) return {n, 0};
   const int32_t lane = static_cast<int32_t>(n);

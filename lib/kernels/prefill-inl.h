@@ -64,14 +64,15 @@ struct BlockWork {
   int32_t begin, end;
   int32_t all_begin, all_end;  // keys within, which causality and window permit to all lanes
   bool use_bias;
-  size_t o_columns;  // of O^T that are multiplied where m moves: none before the tile's first P V
-  int32_t ahead;  // the last key whose rows are prefetched meanwhile, or -1
+  size_t o_columns;  // of O^T that are multiplied where m moves: none while O is 0
+  int32_t ahead;     // the last key whose rows are prefetched meanwhile, or -1
 };
 
-HWY_INLINE BlockWork FindBlockWork(const AttentionTask& t, const Tile& tile, int32_t kb) {
+// has_o: whether the tile had a block with work before.
+HWY_INLINE BlockWork FindBlockWork(const AttentionTask& t, const Tile& tile, int32_t kb, bool has_o) {
   BlockWork w;
   w.ahead = -1;
-  w.o_columns = 0;
+  w.o_columns = has_o ? static_cast<size_t>(t.v_head_dim) : 0;
   int32_t lo, hi;
   KeyUnion(t, &tile, 1, &lo, &hi);
   w.begin = HWY_MAX(kb, lo);
@@ -425,8 +426,7 @@ HWY_NOINLINE void RunBlocks(const AttentionTask& t, const KernelScratch& s, cons
   for (int32_t kb = lo / kBlockKeys * kBlockKeys; kb <= hi; kb += kBlockKeys) {
     BlockWork* first = nullptr;
     for (size_t n = 0; n < num_tiles; ++n) {
-      work[n] = FindBlockWork(t, tiles[n], kb);
-      work[n].o_columns = has_o[n] ? static_cast<size_t>(t.v_head_dim) : 0;
+      work[n] = FindBlockWork(t, tiles[n], kb, has_o[n]);
       if (!first && work[n].begin < work[n].end) first = &work[n];
     }
     if (!first) continue;

@@ -23,10 +23,10 @@ constexpr int32_t kPerElement<Bf16Pair> = 2;
 HWY_INLINE void LoadQ(Bf16Pair /*type*/, const AttentionTask& t, const Tile& tile, const ScoreRule& /*score*/) {
   const size_t L = TileLanes(tile), dim = static_cast<size_t>(t.head_dim);
   for (size_t lane = 0; lane < L; ++lane) {
-    const bool query = static_cast<int32_t>(lane) < tile.lanes;
-    const BF16* q = static_cast<const BF16*>(query ? QRow(t, LaneQuery(t, tile.first_lane + static_cast<int64_t>(lane))) : t.q);
+    const bool is_query = static_cast<int32_t>(lane) < tile.lanes;
+    const BF16* q = static_cast<const BF16*>(is_query ? QRow(t, LaneQuery(t, tile.first_lane + static_cast<int64_t>(lane))) : t.q);
     for (size_t k = 0; k < dim; k += 2) {
-      const Bf16Pair pair = {query ? q[k] : BF16{0}, query && k + 1 < dim ? q[k + 1] : BF16{0}};
+      const Bf16Pair pair = {is_query ? q[k] : BF16{0}, is_query && k + 1 < dim ? q[k + 1] : BF16{0}};
       memcpy(tile.qt + k / 2 * L + lane, &pair, sizeof pair);
     }
   }

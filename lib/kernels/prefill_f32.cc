@@ -21,7 +21,7 @@ HWY_NOINLINE int64_t LivePairs(const AttentionTask& t, const KernelScratch& s, b
     int32_t lo, hi;
     KeyUnion(t, &tiles[n], 1, &lo, &hi);
     for (int32_t kb = lo / kBlockKeys * kBlockKeys; kb <= hi; kb += kBlockKeys) {
-      const BlockWork w = FindBlockWork(t, tiles[n], kb);
+      const BlockWork w = FindBlockWork(t, tiles[n], kb, false);
       if (w.begin < w.end) pairs += lanes * (w.end - w.begin);
     }
   }

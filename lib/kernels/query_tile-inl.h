@@ -35,7 +35,7 @@ HWY_INLINE size_t SetUpTiles(const AttentionTask& t, const KernelScratch& s, Til
   const size_t head_dim = static_cast<size_t>(t.head_dim), v_head_dim = static_cast<size_t>(t.v_head_dim);
   const size_t N = hn::Lanes(DF()), L = kTileVecs * N;
   size_t n = 0;
-  tiles[0] = {};  // there is one, which g++ does not see
+  tiles[0] = {};  // there is a lane, and the loop sets all fields, but g++ would warn
   for (int32_t first = 0; first < t.lane_count; first += static_cast<int32_t>(L), ++n) {
     Tile& tile = tiles[n];
     tile.qt = s.qt + n * head_dim * L;
@@ -188,8 +188,8 @@ HWY_INLINE KeyPlace PlaceOf(const AttentionTask& t, int32_t key) {
   if (!t.block_table) return {0, key};
   // An entry that no permitted key needs may be anything, but its rows are read where they share a block with permitted keys: any
   // row serves, since what it gives is replaced.
-  const int32_t page = t.page_size == 1 ? key : key / t.page_size, entry = t.block_table[page];
-  return {entry >= 0 && entry < t.num_pages ? entry : 0, key - page * t.page_size};
+  const int32_t index = t.page_size == 1 ? key : key / t.page_size, page = t.block_table[index];
+  return {page >= 0 && page < t.num_pages ? page : 0, key - index * t.page_size};
 }
 
 HWY_INLINE const void* SideRow(const AttentionTask& t, const Side& side, int32_t key) {
@@ -223,9 +223,10 @@ HWY_INLINE void LoadSide(const AttentionTask& t, const Side& side, int32_t kb, i
   const int64_t row_bytes = side.stride_row * StorageBytes(side.dtype);
   for (int32_t j = lo, end; j <= hi; j = end) {
     end = j + KeysInStride(t, j, hi + 1 - j);
-    const char* row = static_cast<const char*>(SideRow(t, side, j));
+    const char* const first = static_cast<const char*>(SideRow(t, side, j));
     const float* const scale = side.scale ? SideScale(t, side, j) : nullptr;
-    for (int32_t key = j; key < end; ++key, row += row_bytes) {
+    for (int32_t key = j; key < end; ++key) {
+      const char* const row = first + (key - j) * row_bytes;
       float* const to = copy ? copy + static_cast<size_t>(key - kb) * dim : nullptr;
       if (scale) {
         DequantizeRow(reinterpret_cast<const I8*>(row), scale[(key - j) * side.scale_stride_row], dim, to);
