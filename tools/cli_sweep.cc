@@ -531,10 +531,6 @@ int RunSweep(const SweepOptions& o) {
   }
   SetSignals(SIG_DFL);
   write_files(!interrupted);
-  if (std::ferror(stdout)) {
-    fmt::print(stderr, "fovea: standard output cannot be written\n");
-    failed = true;
-  }
   if (interrupted) {
     fmt::print(stderr, "fovea: interrupted: {} of {} rows were measured\n", done, rows.size());
     return 128 + interrupted;

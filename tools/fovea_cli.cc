@@ -221,10 +221,11 @@ int Main(int argc, char** argv) {
 }  // namespace fovea::tools
 
 int main(int argc, char** argv) {
+  int code = fovea::tools::kExitOk;
   std::string problem;
   try {
-    const int code = fovea::tools::Main(argc, argv);
-    if ((std::fflush(stdout) == 0 && !std::ferror(stdout)) || code != fovea::tools::kExitOk) return code;
+    code = fovea::tools::Main(argc, argv);
+    std::fflush(stdout);
   } catch (const std::bad_alloc&) {
     problem = "not enough memory for arrays of these shapes";
   } catch (const std::exception& error) {
@@ -232,8 +233,9 @@ int main(int argc, char** argv) {
   }
   if (std::ferror(stdout)) {
     fmt::print(stderr, "fovea: standard output cannot be written\n");
-    return fovea::tools::kExitFailed;  // files are written
+    return code == fovea::tools::kExitOk ? int{fovea::tools::kExitFailed} : code;  // files are written
   }
+  if (problem.empty()) return code;
   std::replace(problem.begin(), problem.end(), '\n', ' ');
   fmt::print(stderr, "fovea: {}\n", problem);
   return fovea::tools::kExitBadInput;

@@ -468,7 +468,7 @@ int main(int argc, char** argv) {
   fovea::tools::Ranks ranks;
   MPI_Comm_rank(MPI_COMM_WORLD, &ranks.rank);
   MPI_Comm_size(MPI_COMM_WORLD, &ranks.count);
-  int code = fovea::tools::kExitBadInput;
+  int code = fovea::tools::kExitOk;
   std::string problem;
   try {
     code = fovea::tools::Main(ranks, argc, argv);
@@ -480,7 +480,7 @@ int main(int argc, char** argv) {
   }
   if (std::ferror(stdout)) {
     fmt::print(stderr, "fovea_mpi_attend: rank {}: standard output cannot be written\n", ranks.rank);
-    if (!problem.empty() || code == fovea::tools::kExitOk) code = fovea::tools::kExitFailed;  // files are written
+    if (code == fovea::tools::kExitOk) code = fovea::tools::kExitFailed;  // files are written
   } else if (!problem.empty()) {
     std::replace(problem.begin(), problem.end(), '\n', ' ');
     fmt::print(stderr, "fovea_mpi_attend: rank {}: {}\n", ranks.rank, problem);

@@ -273,9 +273,9 @@ FOVEA_API fovea_status fovea_set_default_exec(const fovea_exec* exec);
 /* Bytes of workspace that fovea_attention_forward and fovea_attention_plan need for these shapes, strides, dtypes, pages (or none, and their
  * size), scores_stage, threads, flags and the chosen target. Reads arrays of lengths, offsets and positions, but no tensor's data. Monotone in
  * every length and in batch, and from kv_len 2 on does not grow with kv_len (strides of one row say nothing): ask once for the largest shapes. So,
- * but with FOVEA_BATCH_INVARIANT, it grows with batch * num_kv_heads whether or not a sequence is long enough to be split over its keys: each kv head has room for 32 parts of each of
- * its query rows, in all for up to 1024 / num_kv_heads of them (at least 1, at most 256), v_head_dim floats each. num_threads = 0 is resolved anew at
- * each call: name a number to be sure. */
+ * but with FOVEA_BATCH_INVARIANT, it grows with batch * num_kv_heads whether or not a sequence is long enough to be split over its keys: each kv
+ * head has room for 32 parts of each of its query rows, in all for up to 1024 / num_kv_heads of them (at least 1, at most 256), v_head_dim floats
+ * each. num_threads = 0 is resolved anew at each call: name a number to be sure. */
 FOVEA_API fovea_status fovea_attention_workspace_size(const fovea_attention_params* params, const fovea_exec* exec,
                                                       size_t* bytes);
 
